@@ -1,0 +1,1 @@
+"""From data to numbers: records, thresholds with a certificate, saver search."""

@@ -1,0 +1,1 @@
+"""ONNX models to engines: checks, precision and builds."""

@@ -1,0 +1,1 @@
+"""CUDA kernels of the cascade and the NumPy reference of each."""

@@ -1,0 +1,248 @@
+"""``python -m runtime.bench``: the main job, a cascade against its large model on real images."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+
+from runtime import bench_report, plot
+from runtime.bench_accuracy import Accuracy, measure_accuracy
+from runtime.bench_memory import measure_memory
+from runtime.bench_timing import Timing, TimingPlan, measure_timing
+from runtime.bundle import Bundle, demo_folder, load_bundle
+from runtime.cascade import Cascade
+from runtime.environment import describe, refuse_foreign_packages
+from runtime.errors import InputError
+from runtime.images import Images, load_arrays
+from runtime.terminal import Command, progress_bar
+
+LARGE_BATCHES = (1, 8, 32, 256)
+QUICK_IMAGES = 2_000
+RANDOM_IMAGES = 1_024
+
+
+@click.command(cls=Command)
+@click.option(
+    "--bundle",
+    type=click.Path(path_type=Path),
+    help="Folder with cascade.json.  [default: the Fashion-MNIST bundle that comes along]",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="npz with images u8 [n,H,W,C] and labels [n].  [default: data/test.npz of the bundle]",
+)
+@click.option("--batch", default=32, show_default=True, help="Images that arrive together.")
+@click.option(
+    "--iterations", default=1_000, show_default=True, help="Batches to measure, at least."
+)
+@click.option("--duration", default=0.0, show_default=True, help="Seconds to measure, at least.")
+@click.option("--warmup", default=500.0, show_default=True, help="Milliseconds before measuring.")
+@click.option(
+    "--threshold", help="Use T, or one T per gate as T1,T2, instead of the bundle's: not certified."
+)
+@click.option(
+    "--escalation-rate",
+    help="Force the share of all images that each gate sends on, as 0.3 or 0.3,0.1, "
+    "at random whatever the scores: for latency tests. Accuracy is then not the cascade's.",
+)
+@click.option(
+    "--percentiles", default="50,90,95,99", show_default=True, help="Of latency, comma-separated."
+)
+@click.option("--threads", type=int, help="CPU threads of every engine.  [default: all available]")
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), help="Write every number; - prints."
+)
+@click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Write the table.")
+@click.option(
+    "--plot", "plot_file", type=click.Path(path_type=Path), help="Draw accuracy against cost."
+)
+@click.option("--memory", is_flag=True, help="Measure peak memory too, in two further processes.")
+@click.option("--quick", is_flag=True, help="A few seconds: 2,000 images, 100 batches.")
+@click.option("--seed", default=0, show_default=True, help="Of the order of images.")
+def main(**options: Any) -> None:
+    r"""Time a cascade, its large model and each saver alone on the same images.
+
+    Without arguments: 10,000 real images through the bundle that comes along, about half a minute.
+
+    \b
+    Examples
+      python -m runtime.bench
+      python -m runtime.bench --batch 8 --threads 1 --json result.json --plot curve.png
+      python -m runtime.bench --bundle my/bundle --data my/test.npz
+    """
+    sys.exit(run_bench(Options(**options)))
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line, as given."""
+
+    bundle: Path | None
+    data: Path | None
+    batch: int
+    iterations: int
+    duration: float
+    warmup: float
+    threshold: str | None
+    escalation_rate: str | None
+    percentiles: str
+    threads: int | None
+    json_file: Path | None
+    csv_file: Path | None
+    plot_file: Path | None
+    memory: bool
+    quick: bool
+    seed: int
+
+    def check(self) -> None:
+        """Refuse what no run can honour, before any work is done."""
+        for name in ("batch", "iterations"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name}: expected at least 1, got {getattr(self, name)}.")
+        for name in ("duration", "warmup"):
+            if getattr(self, name) < 0:
+                raise InputError(f"--{name}: expected 0 or more, got {getattr(self, name)}.")
+        if self.threshold and self.escalation_rate:
+            raise InputError("--threshold and --escalation-rate: give one of them.")
+        for path in (self.json_file, self.csv_file, self.plot_file):
+            if path and str(path) != "-":
+                bench_report.check_writable(path)
+        if self.plot_file:
+            plot.require_matplotlib()
+
+
+def run_bench(options: Options) -> int:
+    """Run the bench and write what was asked for; return the exit status."""
+    options.check()
+    percentiles = _numbers("--percentiles", options.percentiles, 0, 100)
+    refuse_foreign_packages()
+    bundle = load_bundle(options.bundle or demo_folder())
+    images = _load_images(bundle, options)
+    to_stdout = options.json_file is not None and str(options.json_file) == "-"
+    console = Console(stderr=to_stdout)
+    with _load_cascade(bundle, options) as cascade:
+        force = _forced_rows(options, cascade, len(images.frames))
+        machine = describe()
+        console.print(bench_report.heading(cascade, images, machine, batch=options.batch))
+        accuracy, timing = _measure(cascade, options, images, force)
+        report = bench_report.build(cascade, images, accuracy, timing, percentiles=percentiles)
+        report["peak_memory"] = _memory(bundle, options, cascade) if options.memory else None
+        report["environment"] = {**asdict(machine), "threads": cascade.executor.threads}
+        console.print(bench_report.tables(report))
+        _write(options, report, cascade, accuracy)
+    return 130 if timing.interrupted else 0
+
+
+def _measure(
+    cascade: Cascade, options: Options, images: Images, force: npt.NDArray[np.uint8] | None
+) -> tuple[Accuracy, Timing]:
+    plan = TimingPlan(
+        batch=options.batch,
+        batches=min(100, options.iterations) if options.quick else options.iterations,
+        seconds=options.duration,
+        warmup_seconds=options.warmup / 1e3,
+        large_batches=tuple(sorted({*LARGE_BATCHES, options.batch})),
+        seed=options.seed,
+    )
+    timing, accuracy = Timing.empty(cascade, options.batch), Accuracy.empty(cascade)
+    with progress_bar() as progress:
+        try:
+            task = progress.add_task("accuracy", total=len(images.frames))
+            for done in measure_accuracy(cascade, images, accuracy, force=force):
+                progress.update(task, completed=done)
+            measure_timing(cascade, images.frames, plan, timing, force=force, progress=progress)
+        except KeyboardInterrupt:
+            timing.interrupted = True
+    return accuracy, timing
+
+
+def _memory(bundle: Bundle, options: Options, cascade: Cascade) -> dict[str, float]:
+    data = options.data or bundle.folder / "data" / "test.npz"
+    if not data.exists():
+        raise InputError("--memory: give --data, the bundle has no data/test.npz.")
+    peak = measure_memory(
+        bundle.folder, data, batch=options.batch, threads=cascade.executor.threads
+    )
+    return {**peak._asdict(), "ratio": peak.ratio}
+
+
+def _load_cascade(bundle: Bundle, options: Options) -> Cascade:
+    most = max(options.batch, *LARGE_BATCHES)
+    cascade = Cascade.load(bundle, batch=most, threads=options.threads)
+    if options.threshold:
+        values = _numbers("--threshold", options.threshold, 0, 1)
+        gates = len(bundle.spec.gates)
+        cascade.thresholds = tuple(values * gates if len(values) == 1 else values)
+    return cascade
+
+
+def _load_images(bundle: Bundle, options: Options) -> Images:
+    path = options.data or bundle.folder / "data" / "test.npz"
+    if options.data is None and not path.exists():
+        return _random_images(bundle, options.seed)
+    frames, labels = load_arrays(path)
+    classes = len(bundle.spec.labels)
+    if labels is not None and len(labels) and (labels.min() < 0 or labels.max() >= classes):
+        raise InputError(f"{path}: labels: expected 0 to {classes - 1}, got up to {labels.max()}.")
+    if not len(frames):
+        raise InputError(f"{path}: images: expected at least one, got none.")
+    rows = np.random.default_rng(options.seed).permutation(len(frames))
+    rows = rows[:QUICK_IMAGES] if options.quick else rows
+    return Images(frames[rows], None if labels is None else labels[rows], str(path))
+
+
+def _random_images(bundle: Bundle, seed: int) -> Images:
+    height, width, channels = bundle.spec.input.shape
+    size = (height, width) if height else bundle.spec.stages[-1].preprocessing.size
+    rng = np.random.default_rng(seed)
+    frames = rng.integers(0, 256, (RANDOM_IMAGES, *size, channels), np.uint8)
+    return Images(frames, None, "random pixels", random=True)
+
+
+def _forced_rows(options: Options, cascade: Cascade, n: int) -> npt.NDArray[np.uint8] | None:
+    if not options.escalation_rate:
+        return None
+    gates = len(cascade.bundle.spec.gates)
+    rates = _numbers("--escalation-rate", options.escalation_rate, 0, 1)
+    rates = rates * gates if len(rates) == 1 else rates
+    if len(rates) != gates or any(after > before for before, after in pairwise(rates)):
+        raise InputError(
+            f"--escalation-rate: expected one share or {gates} that do not rise, got {rates}."
+        )
+    cascade.thresholds = (0.0,) * gates
+    order = np.random.default_rng(options.seed).permutation(n)
+    return np.stack([(order < round(rate * n)).astype(np.uint8) for rate in rates])
+
+
+def _numbers(option: str, text: str, low: float, high: float) -> list[float]:
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or not all(low <= value <= high for value in values):
+        raise InputError(
+            f"{option}: expected numbers from {low} to {high}, comma-separated, got {text!r}."
+        )
+    return values
+
+
+def _write(options: Options, report: dict[str, Any], cascade: Cascade, accuracy: Accuracy) -> None:
+    if options.json_file:
+        bench_report.write_json(options.json_file, report)
+    if options.csv_file:
+        bench_report.write_csv(options.csv_file, report)
+    if options.plot_file:
+        plot.draw_curve(options.plot_file, cascade, accuracy, report)
+
+
+if __name__ == "__main__":
+    main()

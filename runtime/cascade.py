@@ -1,0 +1,332 @@
+"""The cascade: a saver answers every sample, the unsure ones go on to the next, larger stage."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.bundle import Bundle, load_bundle
+from runtime.certification import Certification, certification
+from runtime.errors import BundleError, ClosedError, InputError
+from runtime.host import HostExecutor, available_threads
+from runtime.preprocess import Frames
+from runtime.schema import Form, FrameFormat, Setting, Threshold
+
+Device = Literal["auto", "cpu", "cuda"]
+HOST_FORMS: tuple[Form, ...] = ("fp32", "int8_host")
+GOLDEN_TOLERANCE = 1e-2
+"""Largest difference of a golden logit: far above rounding, far below another model's output."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """Answers for a batch; the arrays are the caller's own.
+
+    Attributes
+    ----------
+    label
+        i32 [N], index into the bundle's labels.
+    confidence
+        f32 [N], score of the stage that answered, in [0, 1].
+    stage
+        i8 [N], which stage answered, 0 being the first saver.
+    certification
+        What can be said of the accuracy of these answers.
+    """
+
+    label: npt.NDArray[np.int32]
+    confidence: npt.NDArray[np.float32]
+    stage: npt.NDArray[np.int8]
+    certification: Certification
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.label)
+
+
+class Pending:
+    """Results on their way. On the CPU the work is done when ``submit`` returns."""
+
+    def __init__(self, results: Results) -> None:
+        self._results = results
+
+    def done(self) -> bool:
+        """Return whether `result` would return at once."""
+        return True
+
+    def result(self) -> Results:
+        """Wait for the batch and return its results."""
+        return self._results
+
+
+class Cascade:
+    """Classifies batches of frames. Owns its engines; any thread may call, one at a time.
+
+    >>> with Cascade.load("zoo/fashion") as cascade:  # doctest: +SKIP
+    ...     results = cascade.run(frames)
+    """
+
+    def __init__(
+        self, bundle: Bundle, executor: HostExecutor, forms: tuple[Form, ...], *, batch: int
+    ) -> None:
+        self.bundle = bundle
+        self.batch = batch
+        self.executor = executor
+        self.forms = forms
+        self._lock = threading.Lock()
+        self._closed = False
+        self.thresholds = _setting(bundle, forms).thresholds
+
+    @classmethod
+    def load(
+        cls,
+        bundle: str | os.PathLike[str] | Bundle,
+        device: Device = "auto",
+        *,
+        batch: int = 256,
+        threads: int | None = None,
+        forms: Sequence[Form] | None = None,
+        require_certificate: bool = False,
+    ) -> Cascade:
+        """Load a bundle's models and check them on its golden samples.
+
+        Parameters
+        ----------
+        bundle
+            Folder with ``cascade.json``.
+        device
+            ``auto`` takes a GPU where there is one.
+        batch
+            The most frames that run at once; more are cut into batches of this size.
+        threads
+            CPU threads; all that the process may use by default.
+        forms
+            Which form of each stage runs; ``fp32`` by default.
+        require_certificate
+            Refuse a cascade that is not exactly the certified one.
+
+        Raises
+        ------
+        BundleError
+            When the bundle or a model in it cannot be used; the message says why.
+        """
+        opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+        if device == "cuda":
+            raise InputError("device 'cuda': this release runs on the CPU only. Use device='cpu'.")
+        if batch < 1 or (threads is not None and threads < 1):
+            raise InputError(f"batch and threads: expected at least 1, got {batch} and {threads}.")
+        chosen = _check_forms(opened, forms)
+        executor = HostExecutor(opened, chosen, batch=batch, threads=threads or available_threads())
+        cascade = cls(opened, executor, chosen, batch=batch)
+        cascade.check_golden()
+        if require_certificate and cascade.certification.state != "certified":
+            raise BundleError(
+                f"{opened.folder}: a certificate is required, but this cascade is "
+                f"{cascade.certification}. Certify it: python -m calibration.threshold --help"
+            )
+        return cascade
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """Names of the stages, in order."""
+        return tuple(stage.name for stage in self.bundle.spec.stages)
+
+    @property
+    def thresholds(self) -> tuple[Threshold, ...]:
+        """One threshold per gate. Others than the certified ones end the certificate's cover."""
+        return self._thresholds
+
+    @thresholds.setter
+    def thresholds(self, values: Sequence[Threshold]) -> None:
+        spec = self.bundle.spec
+        if len(values) != len(spec.gates):
+            raise InputError(
+                f"thresholds: expected {len(spec.gates)}, one per gate, got {len(values)}."
+            )
+        arrays = [np.asarray(value, np.float32) for value in values]
+        for array in arrays:
+            if (
+                array.shape not in ((), (len(spec.labels),))
+                or not ((array >= 0) & (array <= 1)).all()
+            ):
+                raise InputError(
+                    "thresholds: expected numbers in [0, 1], one or one per class "
+                    f"({len(spec.labels)}), got {array.tolist()}."
+                )
+        self._thresholds = tuple(values)
+        self._float_thresholds = [float(a) if a.ndim == 0 else a for a in arrays]
+        self.certification = certification(
+            spec,
+            self.forms,
+            engine=self.executor.engine,
+            thresholds=self._thresholds,
+        )
+
+    def run(self, frames: Frames, *, force: npt.NDArray[np.uint8] | None = None) -> Results:
+        """Classify frames and wait for the answers.
+
+        Parameters
+        ----------
+        frames
+            u8 [N, H, W, C] in the bundle's colour order; zero frames give empty results.
+        force
+            u8 [N], or u8 [gates, N]: non-zero sends a sample on whatever its score.
+
+        Raises
+        ------
+        InputError
+            When frames have another dtype, rank or size than the bundle's input.
+        """
+        checked = _check_frames(frames, self.bundle.spec.input)
+        forced = None if force is None else self._check_force(force, len(checked))
+        results = Results(
+            np.empty(len(checked), np.int32),
+            np.empty(len(checked), np.float32),
+            np.empty(len(checked), np.int8),
+            self.certification,
+        )
+        with self._lock:
+            if self._closed:
+                raise ClosedError("This cascade is closed. Load it again.")
+            for start in range(0, len(checked), self.batch):
+                part = slice(start, start + self.batch)
+                self.executor.execute(
+                    checked[part],
+                    self._float_thresholds,
+                    (results.label[part], results.confidence[part], results.stage[part]),
+                    force=None if forced is None else forced[:, part],
+                )
+        return results
+
+    def submit(self, frames: Frames) -> Pending:
+        """Begin to classify frames; the caller may go on before the answers are there."""
+        return Pending(self.run(frames))
+
+    def stream(self, batches: Iterable[Frames]) -> Iterator[Results]:
+        """Classify batches in order, with up to two under way."""
+        waiting: deque[Pending] = deque()
+        for frames in batches:
+            waiting.append(self.submit(frames))
+            if len(waiting) == 2:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    def check_golden(self) -> None:
+        """Run the bundle's golden samples through every stage.
+
+        Raises
+        ------
+        BundleError
+            When a stage's logits differ from the stored ones.
+        """
+        golden = self.bundle.spec.golden
+        if golden is None:
+            return
+        path = self.bundle.verified(golden.file, golden.sha256)
+        with np.load(path, allow_pickle=False) as stored:
+            content = {name: stored[name] for name in stored.files}
+        frames = _check_frames(content["frames"], self.bundle.spec.input)[: self.batch]
+        escalate_all = [1.0] * len(self.bundle.spec.gates)
+        results = (
+            np.empty(len(frames), np.int32),
+            np.empty(len(frames), np.float32),
+            np.empty(len(frames), np.int8),
+        )
+        self.executor.execute(frames, escalate_all, results)
+        for stage, form in zip(self.executor.stages, self.forms, strict=True):
+            expected = content[f"logits/{stage.spec.name}/{form}"][: len(frames)]
+            found = stage.outputs[stage.spec.logits][: len(frames)]
+            worst = float(np.abs(found - expected).max())
+            if not worst <= GOLDEN_TOLERANCE:
+                raise BundleError(
+                    f"{stage.path}: golden samples give other logits than when the bundle was made "
+                    f"(largest difference {worst:.3g}, allowed {GOLDEN_TOLERANCE}). "
+                    "Update ONNX Runtime, or rebuild the bundle."
+                )
+        self.executor.reset_timings()
+
+    def close(self) -> None:
+        """Free the engines after the batch under way; a second call does nothing."""
+        with self._lock:
+            self._closed = True
+            self.executor.stages.clear()
+
+    def __enter__(self) -> Cascade:
+        """Return the cascade itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the cascade."""
+        self.close()
+
+    def _check_force(self, force: npt.NDArray[np.uint8], rows: int) -> npt.NDArray[np.uint8]:
+        gates = len(self.bundle.spec.gates)
+        array = np.asarray(force)
+        if array.dtype != np.uint8 or array.shape not in ((rows,), (gates, rows)):
+            raise InputError(
+                f"force: expected u8 [{rows}] or u8 [{gates}, {rows}], "
+                f"got {array.dtype} {list(array.shape)}."
+            )
+        return np.broadcast_to(array, (gates, rows))
+
+
+def _check_forms(bundle: Bundle, forms: Sequence[Form] | None) -> tuple[Form, ...]:
+    stages = bundle.spec.stages
+    if forms is None:
+        return tuple("fp32" for _ in stages)
+    if len(forms) != len(stages) or not set(forms) <= set(HOST_FORMS):
+        raise InputError(
+            f"forms: expected {len(stages)}, one per stage, each of {', '.join(HOST_FORMS)} "
+            f"on the CPU, got {list(forms)}."
+        )
+    return tuple(forms)
+
+
+def _setting(bundle: Bundle, forms: tuple[Form, ...]) -> Setting:
+    found = bundle.spec.settings.get("/".join(forms))
+    if found is None:
+        raise BundleError(
+            f"{bundle.folder}: cascade.json has no thresholds for {'/'.join(forms)}; "
+            f"it has {', '.join(bundle.spec.settings) or 'none'}. "
+            "Choose them: python -m calibration.search --help"
+        )
+    return found
+
+
+def _check_frames(frames: Frames, expected: FrameFormat) -> Frames:
+    array = np.asarray(frames)
+    height, width, channels = expected.shape
+    fits = array.ndim == 4 and array.shape[3] == channels
+    if fits and height:
+        fits = array.shape[1:3] == (height, width)
+    if not fits or array.dtype != np.uint8:
+        size = f"{height or 'height'}, {width or 'width'}, {channels}"
+        raise InputError(
+            f"frames: expected u8 [N, {size}] ({expected.colour}), "
+            f"got {array.dtype} {list(array.shape)}. {_advice(array, channels)}"
+        )
+    return array
+
+
+def _advice(array: npt.NDArray[np.generic], channels: int) -> str:
+    if array.ndim == 3 and array.shape[-1] == channels:
+        return "For one frame pass frame[None]."
+    if array.ndim == 3 and channels == 1:
+        return "For grey frames without a channel axis pass frames[..., None]."
+    if array.dtype != np.uint8:
+        return "Pass pixels as 0..255 in numpy.uint8; the cascade normalises them itself."
+    return "Resize the frames, or make a bundle for this size."

@@ -1,0 +1,92 @@
+"""Whether a loaded cascade is the one that a certificate speaks of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from runtime.schema import CascadeSpec, Certificate, CoveredStage, Form, Setting
+
+State = Literal[
+    "certified", "transferred", "not certified for this form", "not certified", "overridden"
+]
+
+
+@dataclass(frozen=True)
+class Certification:
+    """What can be said of a running cascade's accuracy.
+
+    Attributes
+    ----------
+    state
+        ``certified``: exactly the certified computation. ``transferred``: another engine, same
+        forms. ``overridden``: the caller set other thresholds.
+    certificate
+        The certificate of the bundle for these forms, if any, whatever the state.
+    """
+
+    state: State
+    certificate: Certificate | None = None
+
+    def __str__(self) -> str:
+        """Return one line, as the bench prints it."""
+        if self.certificate is None:
+            return self.state
+        certificate = self.certificate
+        what = {
+            "accuracy_drop": f"accuracy drop <= {100 * certificate.epsilon:g} points",
+            "disagreement": f"answers unlike the large model's <= {100 * certificate.epsilon:g} %",
+        }[certificate.quantity]
+        confidence = f"{100 * (1 - certificate.delta):g} % confidence"
+        return f"{self.state}: {what} with {confidence}, from {certificate.n:,} samples"
+
+
+def certification(
+    spec: CascadeSpec, forms: tuple[Form, ...], *, engine: str, thresholds: tuple[object, ...]
+) -> Certification:
+    """Compare a cascade as it runs with the bundle's certificate.
+
+    Parameters
+    ----------
+    forms
+        One per stage.
+    engine
+        Name of the engine that runs the stages.
+    thresholds
+        The ones in force.
+    """
+    setting = spec.settings.get("/".join(forms))
+    if setting is None:
+        certified_elsewhere = any(item.certificate for item in spec.settings.values())
+        return Certification(
+            "not certified for this form" if certified_elsewhere else "not certified"
+        )
+    certificate = setting.certificate
+    if certificate is None or certificate.covers is None:
+        return Certification("not certified")
+    if thresholds not in _certified_thresholds(setting, certificate):
+        return Certification("overridden", certificate)
+    return Certification(_compare(spec, forms, engine, certificate.covers.stages), certificate)
+
+
+def _certified_thresholds(
+    setting: Setting, certificate: Certificate
+) -> tuple[tuple[object, ...], ...]:
+    return (certificate.thresholds, *setting.gears)
+
+
+def _compare(
+    spec: CascadeSpec, forms: tuple[Form, ...], engine: str, covered: tuple[CoveredStage, ...]
+) -> State:
+    if len(covered) != len(spec.stages):
+        return "not certified"
+    for stage, form, certified in zip(spec.stages, forms, covered, strict=True):
+        same = (
+            stage.forms[form].sha256 == certified.model_sha256
+            and stage.preprocessing.sha256 == certified.preprocessing_sha256
+        )
+        if not same:
+            return "not certified"
+        if form != certified.form:
+            return "not certified for this form"
+    return "certified" if all(item.engine == engine for item in covered) else "transferred"

@@ -1,0 +1,109 @@
+"""The console command ``tinysaver``: lists the verbs and forwards to ``python -m package.verb``."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, NamedTuple
+
+import click
+
+from runtime.environment import (
+    DISTRIBUTION,
+    EnvironmentConflict,
+    refuse_foreign_packages,
+    version,
+)
+
+
+class Verb(NamedTuple):
+    """A module with a click command ``main``, and what it does in a line."""
+
+    module: str
+    summary: str
+
+
+VERBS = {
+    "bench": Verb("runtime.bench", "Measure a cascade against its models alone."),
+    "run": Verb("runtime.run", "Classify image files, folders or an npz; JSON Lines out."),
+    "record": Verb("calibration.record", "Store the logits of a model for a data set."),
+    "threshold": Verb("calibration.threshold", "Choose thresholds and certify the accuracy drop."),
+    "search": Verb("calibration.search", "Search the best cascade of a pool of models."),
+    "train": Verb("savers.train", "Train savers and large models."),
+}
+
+# Extra that brings a module which is not among the base dependencies.
+EXTRAS = {
+    "cv2": "opencv",
+    "matplotlib": "plot",
+    "onnx": "onnx",
+    "pycuda": "cuda",
+    "torch": "train",
+}
+
+
+class Forwarding(click.Command):
+    """Hands its arguments untouched to the command of a verb's module."""
+
+    def __init__(self, name: str, verb: Verb) -> None:
+        super().__init__(name, short_help=verb.summary)
+        self._module = verb.module
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keep the arguments as they are; the module's command knows its options."""
+        ctx.args = args
+        return args
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Import the module and run its command.
+
+        Raises
+        ------
+        click.ClickException
+            When an optional package is missing; names the extra that brings it.
+        """
+        try:
+            command = importlib.import_module(self._module).main
+            return command.main(args=ctx.args, prog_name=f"tinysaver {self.name}")
+        except ModuleNotFoundError as error:
+            missing = (error.name or "").partition(".")[0]
+            if missing not in EXTRAS:
+                raise
+            raise click.ClickException(
+                f"tinysaver {self.name} needs {missing}, which is not installed. "
+                f"Install it: pip install '{DISTRIBUTION}[{EXTRAS[missing]}]'"
+            ) from None
+
+
+class Verbs(click.Group):
+    """The verbs as commands; a module is imported only when its verb is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of the table."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Return the command that forwards to a verb's module."""
+        return Forwarding(name, VERBS[name]) if name in VERBS else None
+
+
+@click.group(
+    cls=Verbs,
+    invoke_without_command=True,
+    epilog=f"Example: tinysaver bench --batch 32. The same as: python -m {VERBS['bench'].module} "
+    "--batch 32. Each verb has its own --help.",
+)
+@click.version_option(version(), prog_name=DISTRIBUTION)
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """Run classifier cascades with a certified accuracy loss."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+        return
+    try:
+        refuse_foreign_packages()
+    except EnvironmentConflict as error:
+        raise click.ClickException(str(error)) from None
+
+
+if __name__ == "__main__":
+    main(prog_name="tinysaver")

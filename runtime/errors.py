@@ -1,0 +1,27 @@
+"""Errors whose message is written for the user: what happened, expected against got, what to do.
+
+::
+
+    TinysaverError
+      BundleError       a bundle or a model file of it cannot be used     (RuntimeError)
+      InputError        frames or arguments do not fit the cascade        (ValueError)
+      ClosedError       a closed cascade was used                         (RuntimeError)
+"""
+
+from __future__ import annotations
+
+
+class TinysaverError(Exception):
+    """Base of all errors that a user can act on; a program prints the message and exits with 1."""
+
+
+class BundleError(TinysaverError, RuntimeError):
+    """A bundle, or a model file in it, is missing, damaged or does not fit together."""
+
+
+class InputError(TinysaverError, ValueError):
+    """Frames or arguments do not fit the cascade."""
+
+
+class ClosedError(TinysaverError, RuntimeError):
+    """A cascade was used after ``close()``."""

@@ -1,0 +1,111 @@
+"""The gate on the host: the decisions of `kernels.reference`, vectorised in float32.
+
+At 32 rows of 10 classes it costs a few microseconds: it must not cost more than the saver.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from kernels import reference
+from runtime.schema import Score
+
+Float32 = npt.NDArray[np.float32]
+
+
+class Decision(NamedTuple):
+    """What a gate says of ``m`` rows: answers, and which rows to escalate (ascending, i64)."""
+
+    label: npt.NDArray[np.int32]
+    confidence: Float32
+    escalated: npt.NDArray[np.int64]
+
+
+class HostGate:
+    """Softmax-max, arg-max and threshold for rows of logits.
+
+    Borrowed buffers: a decision is valid until the next call.
+
+    Parameters
+    ----------
+    score
+        How sure means; the last stage of a cascade has the default one, and a threshold of 0.
+    rows, classes
+        The most rows of one call, and the number of classes.
+    """
+
+    def __init__(self, score: Score, *, rows: int, classes: int) -> None:
+        self._score = score
+        self._exponent = np.empty((rows, classes), np.float32)
+        self._largest = np.empty((rows, 1), np.float32)
+        self._total = np.empty(rows, np.float32)
+        self._confidence = np.empty(rows, np.float32)
+
+    def answer(self, logits: Float32) -> tuple[npt.NDArray[np.int32], Float32]:
+        """Return label i32 [m] and confidence f32 [m] of a last stage's logits f32 [m, K]."""
+        label, confidence, _ = self._softmax(logits)
+        return label, confidence
+
+    def decide(
+        self,
+        logits: Float32,
+        threshold: float | Float32,
+        *,
+        tensor: Float32 | None = None,
+        force: npt.NDArray[np.uint8] | None = None,
+    ) -> Decision:
+        """Return labels, confidences and the rows to escalate.
+
+        Parameters
+        ----------
+        logits
+            f32 [m, K].
+        threshold
+            float32, one number or [K] by predicted class.
+        tensor
+            f32 [m], the score a learned gate put out; else scores come from ``logits``.
+        force
+            u8 [m], non-zero escalates.
+        """
+        label, confidence, total = self._softmax(logits)
+        limit = threshold if isinstance(threshold, float) else threshold[label]
+        if self._score.name == "max_softmax":
+            kept = reference.accept(total, limit)
+        else:
+            confidence = self._other_score(logits, tensor)
+            kept = (confidence > limit) & ~np.isnan(total)
+        if force is not None:
+            kept &= force == 0
+        return Decision(label, confidence, (~kept).nonzero()[0])
+
+    def _softmax(self, logits: Float32) -> tuple[npt.NDArray[np.int32], Float32, Float32]:
+        # ufunc.reduce, not ndarray.max and sum: at one row their Python wrappers cost as much as
+        # the saver. A bad row's total is NaN, which no threshold accepts.
+        rows = len(logits)
+        largest, exponent, total = self._largest[:rows], self._exponent[:rows], self._total[:rows]
+        np.maximum.reduce(logits, axis=1, keepdims=True, out=largest)
+        with np.errstate(invalid="ignore", over="ignore"):
+            np.subtract(logits, largest, out=exponent)
+            if self._score.temperature != 1.0:
+                exponent /= np.float32(self._score.temperature)
+        np.exp(exponent, out=exponent)
+        np.add.reduce(exponent, axis=1, out=total)
+        label: npt.NDArray[np.int32] = logits.argmax(1).astype(np.int32)
+        confidence = np.divide(np.float32(1), total, out=self._confidence[:rows])
+        if math.isnan(np.add.reduce(total)):
+            bad = np.isnan(total)
+            label[bad] = reference.softmax(logits[bad]).label
+            confidence[bad] = 0.0
+        return label, confidence, total
+
+    def _other_score(self, logits: Float32, tensor: Float32 | None) -> Float32:
+        if tensor is not None:
+            return np.nan_to_num(tensor, copy=True, nan=0.0, posinf=0.0, neginf=0.0)
+        score = self._score
+        p = {} if score.p is None else {"p": score.p}
+        value = reference.score(logits, score.name, temperature=score.temperature, **p)
+        return value.astype(np.float32)

@@ -1,0 +1,346 @@
+"""The CPU device: ONNX Runtime sessions with fixed threads and preallocated buffers.
+
+There is no loop over samples. A stage sees only the rows that were escalated to it, as one dense
+batch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
+
+from runtime.bundle import Bundle
+from runtime.errors import BundleError
+from runtime.gate import Decision, HostGate
+from runtime.preprocess import Frames, Preprocessor
+from runtime.schema import Form, Score, Stage
+
+ENGINE = "onnxruntime"
+"""The engine's name in records and certificates."""
+
+ORT_ERRORS: tuple[type[Exception], ...] = tuple(
+    item
+    for item in vars(ort_state).values()
+    if isinstance(item, type) and issubclass(item, Exception)
+)
+"""ONNX Runtime's exceptions share no base of their own."""
+
+Tensors = Mapping[str, npt.NDArray[Any]]
+Thresholds = Sequence["float | npt.NDArray[np.float32]"]
+
+
+def available_threads() -> int:
+    """Return how many CPUs this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class HostModel:
+    """One ONNX Runtime session.
+
+    Parameters
+    ----------
+    path
+        An ONNX file.
+    threads
+        CPU threads of the session.
+
+    Raises
+    ------
+    BundleError
+        When the file is missing or ONNX Runtime cannot load it.
+    """
+
+    def __init__(self, path: Path, *, threads: int) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # Idle workers of one stage would spin on the cores that the next stage computes on.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        try:
+            self.session = ort.InferenceSession(
+                os.fspath(path), options, providers=["CPUExecutionProvider"]
+            )
+        except ORT_ERRORS as error:
+            raise BundleError(
+                f"{path}: ONNX Runtime {ort.__version__} cannot load it: {_first_line(error)} "
+                "Expected an ONNX model; export it again."
+            ) from None
+        self.inputs = {item.name: tuple(item.shape) for item in self.session.get_inputs()}
+        self.outputs = {item.name: tuple(item.shape) for item in self.session.get_outputs()}
+        self.types = {
+            item.name: item.type
+            for item in (*self.session.get_inputs(), *self.session.get_outputs())
+        }
+
+    def run(self, inputs: Tensors) -> dict[str, npt.NDArray[Any]]:
+        """Return every output for the given inputs."""
+        names = list(self.outputs)
+        return dict(zip(names, self.session.run(names, dict(inputs)), strict=True))
+
+
+@dataclass
+class StageTimings:
+    """Seconds and rows a stage has used since the last reset."""
+
+    feed: float = 0.0
+    session: float = 0.0
+    gate: float = 0.0
+    rows: int = 0
+
+
+class HostStage:
+    """A stage's session with its buffers for up to ``batch`` rows.
+
+    Attributes
+    ----------
+    inputs, outputs
+        f32 buffers ``[batch, ...]`` by tensor name. A run reads and writes their first rows.
+    """
+
+    def __init__(self, bundle: Bundle, index: int, form: Form, *, batch: int, threads: int) -> None:
+        spec = bundle.spec.stages[index]
+        self.spec: Stage = spec
+        self.path = bundle.model(index, form)
+        self.model = HostModel(self.path, threads=threads)
+        self.preprocessor = Preprocessor(spec.preprocessing, bundle.spec.input)
+        classes = len(bundle.spec.labels)
+        last = index == len(bundle.spec.stages) - 1
+        score = Score() if last else bundle.spec.gates[index].score
+        self.gate = HostGate(score, rows=batch, classes=classes)
+        self.score_tensor = score.output
+        _check_interface(self.path, self.model, spec, self.preprocessor.shape, classes)
+        self.inputs = {name: _buffer(batch, shape) for name, shape in self.model.inputs.items()}
+        self.outputs = {
+            name: _buffer(batch, shape)
+            for name, shape in self.model.outputs.items()
+            if _is_static(shape) and self.model.types[name] == "tensor(float)"
+        }
+        self.timings = StageTimings()
+        self._bindings: dict[int, ort.IOBinding] = {}
+
+    @property
+    def reads_frames(self) -> bool:
+        """Whether the stage can run on its own, from frames alone."""
+        return all(item.source == "frames" for item in self.spec.inputs)
+
+    def feed(self, frames: Frames) -> None:
+        """Preprocess frames into the input buffers of a stage that reads nothing else."""
+        for item in self.spec.inputs:
+            self.preprocessor(frames, out=self.inputs[item.tensor][: len(frames)])
+
+    def classify(self, frames: Frames) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+        """Return the stage's own label and confidence of up to ``batch`` frames, without a gate."""
+        self.feed(frames)
+        return self.gate.answer(self.run(len(frames)))
+
+    def run(self, rows: int) -> npt.NDArray[np.float32]:
+        """Run the first input rows; return logits f32 [rows, K], valid until the next run."""
+        binding = self._bindings.get(rows)
+        if binding is None:
+            binding = self._bindings[rows] = self._bind(rows)
+        self.model.session.run_with_iobinding(binding)
+        return self.outputs[self.spec.logits][:rows]
+
+    def _bind(self, rows: int) -> ort.IOBinding:
+        binding = self.model.session.io_binding()
+        for name, buffer in self.inputs.items():
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(buffer[:rows]))
+        for name, buffer in self.outputs.items():
+            binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(buffer[:rows]))
+        return binding
+
+
+class HostExecutor:
+    """Runs all stages of a cascade on the CPU. Owns its sessions and buffers; not thread-safe."""
+
+    engine = ENGINE
+
+    def __init__(self, bundle: Bundle, forms: Sequence[Form], *, batch: int, threads: int) -> None:
+        self.threads = threads
+        self.stages = [
+            HostStage(bundle, index, form, batch=batch, threads=threads)
+            for index, form in enumerate(forms)
+        ]
+        _check_sources(self.stages)
+
+    def execute(
+        self,
+        frames: Frames,
+        thresholds: Thresholds,
+        results: tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.int8]],
+        *,
+        force: npt.NDArray[np.uint8] | None = None,
+    ) -> None:
+        """Classify up to ``batch`` frames.
+
+        Parameters
+        ----------
+        frames
+            u8 [n, H, W, C], 1 <= n <= batch.
+        thresholds
+            One per gate.
+        results
+            Label i32 [n], confidence f32 [n] and stage i8 [n], written here.
+        force
+            u8 [gates, n], non-zero sends a row on whatever its score.
+        """
+        label, confidence, deepest = results
+        stage_rows: list[npt.NDArray[np.int64]] = []
+        rows = np.arange(len(frames))
+        for index, stage in enumerate(self.stages):
+            begin = perf_counter()
+            self._feed(index, frames, [*stage_rows, rows])
+            fed = perf_counter()
+            logits = stage.run(len(rows))
+            ran = perf_counter()
+            decision = self._decide(
+                index, logits, thresholds, None if force is None else force[:, rows]
+            )
+            target = slice(None) if index == 0 else rows
+            label[target], confidence[target], deepest[target] = (
+                decision.label,
+                decision.confidence,
+                index,
+            )
+            stage_rows.append(rows)
+            escalated = rows[decision.escalated]
+            _account(stage.timings, (begin, fed, ran, perf_counter()), len(rows))
+            rows = escalated
+            if not len(rows):
+                break
+
+    def reset_timings(self) -> None:
+        """Start the accounts of all stages anew."""
+        for stage in self.stages:
+            stage.timings = StageTimings()
+
+    def _decide(
+        self,
+        index: int,
+        logits: npt.NDArray[np.float32],
+        thresholds: Thresholds,
+        force: npt.NDArray[np.uint8] | None,
+    ) -> Decision:
+        stage = self.stages[index]
+        if index == len(self.stages) - 1:
+            return Decision(*stage.gate.answer(logits), np.empty(0, np.int64))
+        tensor = None
+        if stage.score_tensor:
+            tensor = stage.outputs[stage.score_tensor][: len(logits)].reshape(-1)
+        chosen = None if force is None else force[index]
+        return stage.gate.decide(logits, thresholds[index], tensor=tensor, force=chosen)
+
+    def _feed(self, index: int, frames: Frames, stage_rows: list[npt.NDArray[np.int64]]) -> None:
+        stage, rows = self.stages[index], stage_rows[index]
+        for item in stage.spec.inputs:
+            target = stage.inputs[item.tensor]
+            producer, source = self._source(index, item.source)
+            if source is None:
+                chosen = frames if index == 0 else frames[rows]
+                stage.preprocessor(chosen, out=target[: len(rows)])
+            else:
+                # Rows of a stage ascend, so the place of a source row in it is a binary search.
+                place = rows if producer == 0 else np.searchsorted(stage_rows[producer], rows)
+                np.take(source, place, axis=0, out=target[: len(rows)], mode="clip")
+
+    def _source(self, index: int, source: str) -> tuple[int, npt.NDArray[np.float32] | None]:
+        if source != "frames":
+            name, _, tensor = source.partition("/")
+            producer = next(i for i, stage in enumerate(self.stages) if stage.spec.name == name)
+            return producer, self.stages[producer].outputs[tensor]
+        wanted = self.stages[index].spec.preprocessing
+        for producer, stage in enumerate(self.stages[:index]):
+            for item in stage.spec.inputs:
+                if item.source == "frames" and stage.spec.preprocessing == wanted:
+                    return producer, stage.inputs[item.tensor]
+        return index, None
+
+
+def _account(timings: StageTimings, moments: tuple[float, float, float, float], rows: int) -> None:
+    begin, fed, ran, decided = moments
+    timings.feed += fed - begin
+    timings.session += ran - fed
+    timings.gate += decided - ran
+    timings.rows += rows
+
+
+def _check_interface(
+    path: Path, model: HostModel, spec: Stage, image: tuple[int, int, int], classes: int
+) -> None:
+    wanted = {item.tensor: item.source for item in spec.inputs}
+    if set(wanted) != set(model.inputs):
+        raise BundleError(
+            f"{path}: inputs: expected {sorted(wanted)} as cascade.json says, "
+            f"the model has {sorted(model.inputs)}."
+        )
+    for name, source in wanted.items():
+        shape = ("n", *image) if source == "frames" else ("n", *model.inputs[name][1:])
+        _check_tensor(path, model, name, model.inputs[name], shape)
+    if spec.logits not in model.outputs:
+        raise BundleError(
+            f"{path}: outputs: expected {spec.logits!r} as cascade.json says, "
+            f"the model has {sorted(model.outputs)}."
+        )
+    _check_tensor(path, model, spec.logits, model.outputs[spec.logits], ("n", classes))
+
+
+def _check_tensor(
+    path: Path, model: HostModel, name: str, found: tuple[Any, ...], expected: tuple[Any, ...]
+) -> None:
+    kind = model.types[name]
+    fits = (
+        len(found) == len(expected) and not isinstance(found[0], int) and found[1:] == expected[1:]
+    )
+    if not fits or kind != "tensor(float)":
+        raise BundleError(
+            f"{path}: tensor {name}: expected tensor(float) {_shape(expected)} with dynamic "
+            f"batch, got {kind} {_shape(found)}. Export the model for this bundle, or mend cascade.json."
+        )
+
+
+def _check_sources(stages: list[HostStage]) -> None:
+    outputs = {stage.spec.name: stage.outputs for stage in stages}
+    for stage in stages:
+        for item in stage.spec.inputs:
+            name, _, tensor = item.source.partition("/")
+            if item.source == "frames":
+                continue
+            source = outputs[name].get(tensor)
+            if source is None or source.shape != stage.inputs[item.tensor].shape:
+                found = "no such output" if source is None else _shape(source.shape)
+                raise BundleError(
+                    f"{stage.path}: input {item.tensor} reads {item.source}: expected "
+                    f"{_shape(stage.inputs[item.tensor].shape)}, got {found}."
+                )
+        if stage.score_tensor and stage.score_tensor not in stage.outputs:
+            raise BundleError(
+                f"{stage.path}: the gate reads output {stage.score_tensor!r}: not found."
+            )
+
+
+def _is_static(shape: tuple[Any, ...]) -> bool:
+    return all(isinstance(size, int) for size in shape[1:])
+
+
+def _buffer(batch: int, shape: tuple[Any, ...]) -> npt.NDArray[np.float32]:
+    return np.zeros((batch, *shape[1:]), np.float32)
+
+
+def _shape(shape: tuple[Any, ...]) -> str:
+    return "[" + ", ".join(str(size) for size in shape) + "]"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

@@ -1,0 +1,147 @@
+"""Images from files: single pictures, folders of them, and npz arrays."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.errors import InputError
+from runtime.schema import FrameFormat
+
+SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+
+class Images(NamedTuple):
+    """Frames u8 [n, H, W, C], labels i32 [n] if known, and where they are from."""
+
+    frames: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int32] | None
+    source: str
+    random: bool = False
+
+
+class Picture(NamedTuple):
+    """One image of a source: its frame u8 [H, W, C], or why there is none."""
+
+    source: str
+    index: int  # type: ignore[assignment]  # hides tuple.index
+    frame: npt.NDArray[np.uint8] | None
+    error: str | None = None
+
+
+def load_arrays(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32] | None]:
+    """Read ``images u8 [n, H, W, C]`` and, where present, ``labels i32 [n]`` of an npz file.
+
+    Raises
+    ------
+    InputError
+        When the file is missing, is not npz, or its arrays do not fit.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            content = {name: stored[name] for name in stored.files if name in ("images", "labels")}
+    except FileNotFoundError:
+        raise InputError(f"{path}: not found.") from None
+    except (ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        raise InputError(f"{path}: not an npz file that can be read ({error}).") from None
+    return _checked_images(path, content), _checked_labels(path, content)
+
+
+def read_sources(paths: list[Path], expected: FrameFormat) -> Iterator[Picture]:
+    """Yield every picture of files, folders (recursively, in order of name) and npz files.
+
+    A picture that does not decode or has the wrong size is yielded with its error; the rest go on.
+
+    Raises
+    ------
+    InputError
+        When a path does not exist, is neither a folder nor of a known kind, or npz is damaged.
+    """
+    for path in paths:
+        if path.suffix == ".npz":
+            frames, _ = load_arrays(path)
+            yield from (Picture(str(path), i, frame) for i, frame in enumerate(frames))
+        else:
+            for file in picture_files(path):
+                yield _read_picture(file, expected)
+
+
+def count_pictures(paths: list[Path]) -> int:
+    """Return how many pictures `read_sources` will yield."""
+    return sum(
+        len(load_arrays(path)[0]) if path.suffix == ".npz" else len(picture_files(path))
+        for path in paths
+    )
+
+
+def picture_files(path: Path) -> list[Path]:
+    """Return the picture files below a folder, or the file itself."""
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+    if not path.exists():
+        raise InputError(f"{path}: not found. Give pictures, folders or npz files.")
+    return [path]
+
+
+def _read_picture(path: Path, expected: FrameFormat) -> Picture:
+    cv2 = _opencv()
+    try:
+        encoded = np.frombuffer(path.read_bytes(), np.uint8)
+    except OSError as error:
+        return Picture(str(path), 0, None, f"cannot be read: {error.strerror}")
+    flag = cv2.IMREAD_GRAYSCALE if expected.colour == "grey" else cv2.IMREAD_COLOR
+    frame = cv2.imdecode(encoded, flag) if encoded.size else None
+    if frame is None:
+        return Picture(str(path), 0, None, f"does not decode as a picture ({encoded.size} bytes)")
+    if expected.colour == "rgb":
+        frame = frame[..., ::-1]
+    frame = frame.reshape(*frame.shape[:2], expected.shape[2])
+    height, width = expected.shape[:2]
+    if height and frame.shape[:2] != (height, width):
+        # The bundle wants frames of one size; the arithmetic is that of preprocessing.
+        resized = cv2.resize(frame.astype(np.float32), (width, height))
+        frame = np.clip(np.rint(resized), 0, 255).astype(np.uint8).reshape(expected.shape)
+    return Picture(str(path), 0, np.ascontiguousarray(frame))
+
+
+def _opencv() -> Any:
+    try:
+        import cv2
+    except ImportError:
+        raise InputError(
+            "Reading pictures needs OpenCV (cv2). On JetPack use the system's; "
+            "elsewhere: pip install 'tinysaver-runtime[opencv]'. npz files need no OpenCV."
+        ) from None
+    return cv2
+
+
+def _checked_images(
+    path: Path, content: dict[str, npt.NDArray[np.generic]]
+) -> npt.NDArray[np.uint8]:
+    images = content.get("images")
+    if images is None:
+        raise InputError(f"{path}: expected an array 'images' u8 [n, H, W, C], found none.")
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise InputError(
+            f"{path}: images: expected u8 [n, H, W, C], got {images.dtype} {list(images.shape)}."
+        )
+    return images.astype(np.uint8, copy=False)
+
+
+def _checked_labels(
+    path: Path, content: dict[str, npt.NDArray[np.generic]]
+) -> npt.NDArray[np.int32] | None:
+    labels = content.get("labels")
+    if labels is None:
+        return None
+    if labels.shape != (len(content["images"]),) or labels.dtype.kind not in "iu":
+        raise InputError(
+            f"{path}: labels: expected integers [{len(content['images'])}], "
+            f"got {labels.dtype} {list(labels.shape)}."
+        )
+    return labels.astype(np.int32)

@@ -1,0 +1,127 @@
+"""Frames to network inputs on the host: resize and normalise, in float32.
+
+The arithmetic is that of `runtime.schema.Preprocessing`: bilinear with half-pixel centres on float
+pixels, never rounded back to u8, so that a GPU gives the same numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.errors import BundleError
+from runtime.schema import FrameFormat, Preprocessing
+
+Frames = npt.NDArray[np.uint8]
+Float32 = npt.NDArray[np.float32]
+
+GREY_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)
+"""Luma of red, green and blue (ITU-R BT.601)."""
+
+
+class Preprocessor:
+    """Turns ``u8 [n, H, W, C]`` frames into ``f32 [n, c, h, w]``.
+
+    Raises
+    ------
+    BundleError
+        When frames have a format the host cannot read, or a resize is needed and OpenCV is missing.
+    """
+
+    def __init__(self, preprocessing: Preprocessing, frame_format: FrameFormat) -> None:
+        if frame_format.colour == "nv12":
+            raise BundleError(
+                "input.colour: the CPU device reads grey, rgb and bgr frames, got nv12."
+            )
+        self._spec = preprocessing
+        self._source = frame_format.colour
+        self._resizes = frame_format.shape[:2] != preprocessing.size
+        if self._resizes:
+            _require_opencv()
+        std = np.array(preprocessing.std, np.float32)
+        self._scale = (1 / (255 * std)).reshape(-1, 1, 1)
+        self._offset = (-np.array(preprocessing.mean, np.float32) / std).reshape(-1, 1, 1)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(c, h, w)`` of one network input."""
+        return (len(self._spec.mean), *self._spec.size)
+
+    def __call__(self, frames: Frames, out: Float32 | None = None) -> Float32:
+        """Return network inputs ``f32 [n, c, h, w]``, in ``out`` when it is given."""
+        if out is None:
+            out = np.empty((len(frames), *self.shape), np.float32)
+        pixels = self._colour(self._resize(frames) if self._resizes else frames)
+        planar = pixels.transpose(0, 3, 1, 2)
+        np.multiply(planar, self._scale, out=out, dtype=np.float32, casting="same_kind")
+        out += self._offset
+        return out
+
+    def _colour(self, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        source, wanted = self._source, self._spec.colour
+        if source == wanted:
+            return pixels
+        if wanted == "grey":
+            weights = GREY_WEIGHTS if source == "rgb" else GREY_WEIGHTS[::-1]
+            return (pixels.astype(np.float32) @ weights)[..., None]
+        if source == "grey":
+            return np.repeat(pixels, 3, axis=3)
+        return pixels[..., ::-1]
+
+    def _resize(self, frames: Frames) -> Float32:
+        height, width = self._spec.size
+        if not len(frames):
+            return np.empty((0, height, width, frames.shape[3]), np.float32)
+        resized: Float32 = np.stack([self._resize_one(frame) for frame in frames])
+        return resized
+
+    def _resize_one(self, frame: Frames) -> Float32:
+        height, width = self._spec.size
+        pixels = frame.astype(np.float32)
+        if self._spec.resize == "centre_crop":
+            pixels = _centre_crop(pixels, height, width)
+        if self._spec.resize == "letterbox":
+            return self._letterbox(pixels)
+        return _bilinear(pixels, height, width)
+
+    def _letterbox(self, pixels: Float32) -> Float32:
+        height, width = self._spec.size
+        ratio = min(height / pixels.shape[0], width / pixels.shape[1])
+        fitted = _bilinear(
+            pixels, max(1, round(pixels.shape[0] * ratio)), max(1, round(pixels.shape[1] * ratio))
+        )
+        # The border is the mean, which normalises to zero.
+        border = 255 * np.array(self._spec.mean, np.float32)
+        if len(border) != pixels.shape[2]:
+            border = border.mean(keepdims=True)
+        canvas: Float32 = np.broadcast_to(border, (height, width, pixels.shape[2])).copy()
+        top, left = (height - fitted.shape[0]) // 2, (width - fitted.shape[1]) // 2
+        canvas[top : top + fitted.shape[0], left : left + fitted.shape[1]] = fitted
+        return canvas
+
+
+def _centre_crop(pixels: Float32, height: int, width: int) -> Float32:
+    rows, columns = pixels.shape[:2]
+    side = min(rows / height, columns / width)
+    crop_rows, crop_columns = max(1, round(height * side)), max(1, round(width * side))
+    top, left = (rows - crop_rows) // 2, (columns - crop_columns) // 2
+    return pixels[top : top + crop_rows, left : left + crop_columns]
+
+
+def _bilinear(pixels: Float32, height: int, width: int) -> Float32:
+    import cv2
+
+    resized = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(resized, np.float32).reshape(height, width, pixels.shape[2])
+
+
+def _require_opencv() -> None:
+    try:
+        import cv2  # noqa: F401
+    except ImportError:
+        raise BundleError(
+            "This bundle resizes its frames, which needs OpenCV (cv2). On JetPack use its own; "
+            "elsewhere: pip install 'tinysaver-runtime[opencv]'."
+        ) from None

@@ -1,0 +1,40 @@
+"""What all command-line programs share: clean errors and a progress bar."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from runtime.errors import TinysaverError
+
+
+class Command(click.Command):
+    """Prints a user's error as one message and exits with 1, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except TinysaverError as error:
+            raise click.ClickException(str(error)) from None
+        except BrokenPipeError:
+            raise  # a reader such as `head` has enough; click ends quietly
+        except OSError as error:
+            place = f"{error.filename}: " if error.filename else ""
+            raise click.ClickException(f"{place}{error.strerror or error}") from None
+
+
+def progress_bar() -> Progress:
+    """Return a progress bar on standard error, so that standard output can be piped."""
+    from rich.console import Console
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )

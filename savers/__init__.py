@@ -1,0 +1,1 @@
+"""Where savers and large models come from: networks, distillation, training (needs torch)."""

@@ -1,0 +1,107 @@
+"""Fashion-MNIST as four disjoint splits, each with one purpose.
+
+``train``        fits weights; early stopping uses a part of it
+``selection``    chooses savers, scores and threshold paths
+``certificate``  certifies the one cascade that selection chose, and decides nothing else
+``test``         is reported
+
+Fashion-MNIST: Xiao, Rasul, Vollgraf, arXiv 1708.07747, MIT licence.
+"""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+DEFAULT_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+LABELS = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+SELECTION_SIZE = 4_000
+CERTIFICATE_SIZE = 8_000
+SPLIT_SEED = 20240326
+
+
+class Split(NamedTuple):
+    """Images ``u8 [n, 28, 28, 1]`` and their labels ``i32 [n]``."""
+
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int32]
+
+    def rows(self, index: npt.NDArray[np.int64]) -> Split:
+        """Return the given rows, in the given order."""
+        return Split(self.images[index], self.labels[index])
+
+
+def read_fashion_mnist(folder: Path = DEFAULT_FOLDER) -> tuple[Split, Split]:
+    """Read the 60,000 training and 10,000 test images.
+
+    Raises
+    ------
+    FileNotFoundError
+        When one of the four ``.gz`` files is missing; the message says where to get them.
+    """
+    return _read_part(folder, "train"), _read_part(folder, "t10k")
+
+
+def split_training_images(full: Split) -> dict[str, Split]:
+    """Cut the training images into ``train``, ``selection`` and ``certificate``.
+
+    The held-out splits are random and stratified (equal counts per class), with a fixed seed.
+    An image that occurs more than once stays in ``train`` with all its copies, so that no sample
+    of a held-out split was ever trained on.
+    """
+    rng = np.random.default_rng(SPLIT_SEED)
+    unique = _occurs_once(full.images)
+    classes = len(LABELS)
+    selection: list[npt.NDArray[np.int64]] = []
+    certificate: list[npt.NDArray[np.int64]] = []
+    for label in range(classes):
+        rows = rng.permutation(np.flatnonzero(unique & (full.labels == label)))
+        first, second = SELECTION_SIZE // classes, CERTIFICATE_SIZE // classes
+        selection.append(rows[:first])
+        certificate.append(rows[first : first + second])
+    held_out = {
+        "selection": rng.permutation(np.concatenate(selection)),
+        "certificate": rng.permutation(np.concatenate(certificate)),
+    }
+    train = np.setdiff1d(np.arange(len(full.labels)), np.concatenate(list(held_out.values())))
+    return {"train": full.rows(train)} | {name: full.rows(rows) for name, rows in held_out.items()}
+
+
+def _occurs_once(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    flat = np.ascontiguousarray(images.reshape(len(images), -1))
+    as_bytes = flat.view(np.dtype((np.void, flat.shape[1]))).ravel()
+    _, inverse, counts = np.unique(as_bytes, return_inverse=True, return_counts=True)
+    once: npt.NDArray[np.bool_] = counts[inverse] == 1
+    return once
+
+
+def _read_part(folder: Path, name: str) -> Split:
+    images = _read_idx(folder / f"{name}-images-idx3-ubyte.gz", header=16)
+    labels = _read_idx(folder / f"{name}-labels-idx1-ubyte.gz", header=8)
+    return Split(images.reshape(-1, 28, 28, 1), labels.astype(np.int32))
+
+
+def _read_idx(path: Path, *, header: int) -> npt.NDArray[np.uint8]:
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path}: not found. Install the Debian package dataset-fashion-mnist, "
+            "or pass --data FOLDER with the four idx .gz files of Fashion-MNIST."
+        ) from None
+    return np.frombuffer(content, np.uint8, offset=header)

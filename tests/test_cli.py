@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import sys
+import types
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from runtime import cli, environment
+
+
+@pytest.fixture
+def fake_verb(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """A verb ``fake``, without a click command yet."""
+    module = types.ModuleType("fake_verb")
+    monkeypatch.setitem(sys.modules, "fake_verb", module)
+    monkeypatch.setitem(cli.VERBS, "fake", cli.Verb("fake_verb", "Nothing."))
+    return module
+
+
+def owner(folder: Path, name: str, **files: str) -> Path:
+    """Make an installed distribution of metadata only."""
+    info = folder / f"{name.replace('-', '_')}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    for file, text in files.items():
+        (info / file.replace("top_level", "top_level.txt")).write_text(text)
+    return folder
+
+
+def test_without_arguments_all_verbs_are_listed() -> None:
+    result = CliRunner().invoke(cli.main, [])
+    assert result.exit_code == 0
+    assert all(f"  {name} " in result.output for name in cli.VERBS)
+
+
+def test_an_unknown_verb_is_a_usage_error() -> None:
+    result = CliRunner().invoke(cli.main, ["bensch"])
+    assert result.exit_code == 2
+    assert "bensch" in result.output
+
+
+@pytest.mark.parametrize("verb", cli.VERBS.values(), ids=cli.VERBS)
+def test_every_listed_verb_has_its_module(verb: cli.Verb) -> None:
+    assert find_spec(verb.module) is not None
+
+
+def test_all_arguments_are_forwarded_untouched(fake_verb: types.ModuleType) -> None:
+    @click.command()
+    @click.option("--batch", type=int)
+    @click.argument("files", nargs=-1)
+    def command(batch: int, files: tuple[str, ...]) -> None:
+        click.echo(f"{batch} {files}")
+
+    fake_verb.main = command
+    result = CliRunner().invoke(cli.main, ["fake", "--batch", "32", "a", "--", "--b"])
+    assert result.output == "32 ('a', '--b')\n", result.output
+
+
+def test_help_of_a_verb_is_its_own(fake_verb: types.ModuleType) -> None:
+    fake_verb.main = click.Command("main", help="What it does.")
+    result = CliRunner().invoke(cli.main, ["fake", "--help"])
+    assert "Usage: tinysaver fake" in result.output
+    assert "What it does." in result.output
+
+
+def test_the_exit_status_of_a_verb_is_passed_on(fake_verb: types.ModuleType) -> None:
+    fake_verb.main = click.Command("main", callback=lambda: sys.exit(3))
+    assert CliRunner().invoke(cli.main, ["fake"]).exit_code == 3
+
+
+def test_a_missing_extra_is_named(
+    fake_verb: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    fake_verb.main = click.Command("main", callback=lambda: __import__("torch"))
+    result = CliRunner().invoke(cli.main, ["fake"])
+    assert result.exit_code == 1
+    assert "pip install 'tinysaver-runtime[train]'" in result.output
+
+
+def test_extras_named_for_missing_modules_exist() -> None:
+    project = (Path(__file__).resolve().parent.parent / "pyproject.toml").read_text()
+    extras = project.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    assert all(f"\n{extra} = [" in extras for extra in cli.EXTRAS.values())
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"top_level": "kernels\n"},
+        {"RECORD": "kernels/__init__.py,sha256=x,1\nkernels-1.0.dist-info/RECORD,,\n"},
+        {"RECORD": "kernels.py,sha256=x,1\n"},
+    ],
+    ids=["declared", "package in the record", "module in the record"],
+)
+def test_a_foreign_package_of_our_name_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str]
+) -> None:
+    monkeypatch.syspath_prepend(owner(tmp_path, "Other_Kernels", **files))
+    assert environment.foreign_packages() == {"kernels": "other-kernels"}
+    result = CliRunner().invoke(cli.main, ["bench"])
+    assert result.exit_code == 1
+    assert "'kernels' of other-kernels" in result.output
+    assert "scripts/bench" in result.output
+
+
+def test_similar_names_and_our_own_distribution_are_no_conflict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner(tmp_path, "tinysaver_runtime", top_level="\n".join(environment.PACKAGES))
+    owner(tmp_path, "other", RECORD="kernels_extra/__init__.py,,\nlib/kernels/__init__.py,,\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert environment.foreign_packages() == {}
+    environment.refuse_foreign_packages()
+
+
+def test_machine_facts_are_filled_in() -> None:
+    facts = environment.describe()
+    assert 1 <= facts.cpus_available <= facts.cpus
+    assert facts.cpu
+    assert facts.python == ".".join(map(str, sys.version_info[:3]))
+    assert "CPUExecutionProvider" in facts.providers
+
+
+def test_the_commit_of_another_repository_around_is_not_ours(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    assert environment._commit(tmp_path / "site-packages") is None
+    assert environment._commit(tmp_path) is None

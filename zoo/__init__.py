@@ -1,0 +1,1 @@
+"""Demo bundles: data, no code. Find them with ``importlib.resources.files("zoo")``."""
