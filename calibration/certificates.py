@@ -27,32 +27,13 @@ from calibration.bounds import (
     passes,
     smallest_passing_n,
 )
-from calibration.errors import CalibrationError, CertificationRefused
-from calibration.simulation import (
-    Answers,
+from calibration.errors import CertificationRefused
+from runtime.schema import Certificate, Score, ThresholdPath
+from runtime.simulation import (
     Floats,
     Integers,
     Simulation,
-    cascade_answers,
-    path_thresholds,
 )
-from runtime.schema import Certificate, Score, ThresholdPath
-
-__all__ = [
-    "FORECAST_LABEL",
-    "Answers",
-    "CalibrationError",
-    "CertificationRefused",
-    "Forecast",
-    "Simulation",
-    "cascade_answers",
-    "certify",
-    "certify_cascade",
-    "certify_path",
-    "forecast",
-    "order_seed",
-    "path_thresholds",
-]
 
 FORECAST_LABEL = "selection estimate, not certified"
 
@@ -182,7 +163,7 @@ def certify_cascade(
         When arguments do not fit, or a threshold rises along the path.
     """
     simulation = Simulation(stage_logits, labels, scores=scores)
-    thresholds = path_thresholds(path)
+    thresholds = path.vectors()
     seed = order_seed(stage_logits, labels)
     order = np.random.default_rng(seed).permutation(simulation.n)
     walk = (simulation.drops(point)[order] for point in thresholds)
@@ -233,7 +214,7 @@ def forecast(
         raise ValueError(
             f"forecast: {draws} draws of {n} from {simulation.n} samples; all need >= 1"
         )
-    thresholds = path_thresholds(path)
+    thresholds = path.vectors()
     table = np.stack([simulation.drops(point) for point in thresholds])
     walk = functools.partial(_walk, epsilon=epsilon, delta=delta, method=method)
     walks = _resampled(table, walk, n=n, draws=draws, seed=seed)

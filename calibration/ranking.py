@@ -19,7 +19,6 @@ from calibration.certificates import Forecast, forecast
 from calibration.costs import Costs
 from calibration.errors import CertificationRefused
 from calibration.recorded import Claim
-from calibration.simulation import path_thresholds
 from kernels import reference
 from runtime.schema import ThresholdPath
 
@@ -146,7 +145,7 @@ class Screen:
     def _first_kept(self, name: str, offset: float) -> Points:
         key = (name, offset)
         if key not in self._kept:
-            thresholds = path_thresholds(ThresholdPath(offsets=(offset,)))[:, 0]
+            thresholds = ThresholdPath(offsets=(offset,)).vectors()[:, 0]
             total = reference.softmax(self.pool.logits[name]).total
             self._kept[key] = first_kept_point(total, thresholds)
         return self._kept[key]

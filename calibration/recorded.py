@@ -17,7 +17,6 @@ from calibration.errors import CalibrationError, CertificationRefused
 from calibration.npz import unwritable
 from calibration.provenance import check_unused
 from calibration.records import Data, Labels, Record, load_records
-from calibration.simulation import Simulation, cascade_answers, path_thresholds
 from runtime.bundle import Bundle, save_spec
 from runtime.schema import (
     CascadeSpec,
@@ -30,6 +29,7 @@ from runtime.schema import (
     Threshold,
     ThresholdPath,
 )
+from runtime.simulation import Simulation, cascade_answers
 
 
 @dataclass(frozen=True)
@@ -267,7 +267,7 @@ def _check_fits(recorded: Recorded) -> None:
     """Raise whatever a certification of bad arguments would, before it is paid for."""
     try:
         simulation = Simulation(recorded.logits, recorded.labels, scores=recorded.scores)
-        width = path_thresholds(recorded.path).shape[1]
+        width = recorded.path.vectors().shape[1]
     except ValueError as error:
         raise CalibrationError(f"{recorded.bundle.folder}: {error}") from None
     if width != simulation.gates:

@@ -100,6 +100,8 @@ def load_bundle(folder: str | os.PathLike[str]) -> Bundle:
         ) from None
     except UnicodeDecodeError:
         raise BundleError(f"{path}: not UTF-8 text. Copy the bundle again.") from None
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read: {error.strerror}.") from None
     bundle = Bundle(root, _parse(path, text))
     for name in _file_names(bundle.spec):
         _inside(root, name, must_exist=False)
@@ -137,7 +139,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 def _parse(path: Path, text: str) -> CascadeSpec:
     try:
         content = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path}: not JSON ({error}). Copy the bundle again.") from None
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
@@ -172,11 +174,18 @@ def _file_names(spec: CascadeSpec) -> Iterator[str]:
 def _inside(root: Path, name: str, *, must_exist: bool = True) -> Path:
     path = root / name
     absolute = PurePosixPath(name).is_absolute() or Path(name).is_absolute()
-    if absolute or not path.resolve().is_relative_to(root.resolve()):
+    try:
+        leaves = absolute or not path.resolve().is_relative_to(root.resolve())
+        missing = must_exist and not path.is_file()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise BundleError(
+            f"{root / SPEC_NAME}: path {name[:80]!r} cannot be followed ({str(error)[:80]})."
+        ) from None
+    if leaves:
         raise BundleError(
             f"{root / SPEC_NAME}: path {name!r} leaves the bundle folder; "
             "expected a relative path inside it."
         )
-    if must_exist and not path.is_file():
+    if missing:
         raise BundleError(f"{path}: not found, but cascade.json names it. Copy the bundle again.")
     return path

@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
@@ -17,8 +18,9 @@ from runtime.bundle import Bundle, load_bundle
 from runtime.certification import Certification, certification
 from runtime.errors import BundleError, ClosedError, InputError
 from runtime.host import HostExecutor, available_threads
+from runtime.images import read_npz
 from runtime.preprocess import Frames
-from runtime.schema import Form, FrameFormat, Setting, Threshold
+from runtime.schema import CascadeSpec, Form, FrameFormat, Setting, Threshold
 
 Device = Literal["auto", "cpu", "cuda"]
 HOST_FORMS: tuple[Form, ...] = ("fp32", "int8_host")
@@ -119,8 +121,8 @@ class Cascade:
             When the bundle or a model in it cannot be used; the message says why.
         """
         opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
-        if device == "cuda":
-            raise InputError("device 'cuda': this release runs on the CPU only. Use device='cpu'.")
+        if device not in ("auto", "cpu"):
+            raise InputError(f"device {device!r}: this release has the CPU only. Use device='cpu'.")
         if batch < 1 or (threads is not None and threads < 1):
             raise InputError(f"batch and threads: expected at least 1, got {batch} and {threads}.")
         chosen = _check_forms(opened, forms)
@@ -161,14 +163,13 @@ class Cascade:
                     "thresholds: expected numbers in [0, 1], one or one per class "
                     f"({len(spec.labels)}), got {array.tolist()}."
                 )
-        self._thresholds = tuple(values)
-        self._float_thresholds = [float(a) if a.ndim == 0 else a for a in arrays]
-        self.certification = certification(
-            spec,
-            self.forms,
-            engine=self.executor.engine,
-            thresholds=self._thresholds,
-        )
+        plain = tuple(np.asarray(value).tolist() for value in values)
+        certified = certification(spec, self.forms, engine=self.executor.engine, thresholds=plain)
+        # Together, so that no batch under way is answered by one and named after the other.
+        with self._lock:
+            self._thresholds = plain
+            self._float_thresholds = [float(a) if a.ndim == 0 else a for a in arrays]
+            self.certification = certified
 
     def run(self, frames: Frames, *, force: npt.NDArray[np.uint8] | None = None) -> Results:
         """Classify frames and wait for the answers.
@@ -187,15 +188,14 @@ class Cascade:
         """
         checked = _check_frames(frames, self.bundle.spec.input)
         forced = None if force is None else self._check_force(force, len(checked))
-        results = Results(
-            np.empty(len(checked), np.int32),
-            np.empty(len(checked), np.float32),
-            np.empty(len(checked), np.int8),
-            self.certification,
-        )
         with self._lock:
-            if self._closed:
-                raise ClosedError("This cascade is closed. Load it again.")
+            self._require_open()
+            results = Results(
+                np.empty(len(checked), np.int32),
+                np.empty(len(checked), np.float32),
+                np.empty(len(checked), np.int8),
+                self.certification,
+            )
             for start in range(0, len(checked), self.batch):
                 part = slice(start, start + self.batch)
                 self.executor.execute(
@@ -229,12 +229,14 @@ class Cascade:
             When a stage's logits differ from the stored ones.
         """
         golden = self.bundle.spec.golden
-        if golden is None:
-            return
-        path = self.bundle.verified(golden.file, golden.sha256)
-        with np.load(path, allow_pickle=False) as stored:
-            content = {name: stored[name] for name in stored.files}
-        frames = _check_frames(content["frames"], self.bundle.spec.input)[: self.batch]
+        with self._lock:
+            self._require_open()
+            if golden is not None:
+                self._run_golden(self.bundle.verified(golden.file, golden.sha256))
+
+    def _run_golden(self, path: Path) -> None:
+        stored, logits = _read_golden(path, self.bundle.spec, self.forms)
+        frames = stored[: self.batch]
         escalate_all = [1.0] * len(self.bundle.spec.gates)
         results = (
             np.empty(len(frames), np.int32),
@@ -242,10 +244,9 @@ class Cascade:
             np.empty(len(frames), np.int8),
         )
         self.executor.execute(frames, escalate_all, results)
-        for stage, form in zip(self.executor.stages, self.forms, strict=True):
-            expected = content[f"logits/{stage.spec.name}/{form}"][: len(frames)]
+        for stage, expected in zip(self.executor.stages, logits, strict=True):
             found = stage.outputs[stage.spec.logits][: len(frames)]
-            worst = float(np.abs(found - expected).max())
+            worst = float(np.abs(found - expected[: len(frames)]).max())
             if not worst <= GOLDEN_TOLERANCE:
                 raise BundleError(
                     f"{stage.path}: golden samples give other logits than when the bundle was made "
@@ -273,6 +274,10 @@ class Cascade:
         """Close the cascade."""
         self.close()
 
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ClosedError("This cascade is closed. Load it again.")
+
     def _check_force(self, force: npt.NDArray[np.uint8], rows: int) -> npt.NDArray[np.uint8]:
         gates = len(self.bundle.spec.gates)
         array = np.asarray(force)
@@ -282,6 +287,27 @@ class Cascade:
                 f"got {array.dtype} {list(array.shape)}."
             )
         return np.broadcast_to(array, (gates, rows))
+
+
+def _read_golden(
+    path: Path, spec: CascadeSpec, forms: tuple[Form, ...]
+) -> tuple[Frames, list[npt.NDArray[np.float32]]]:
+    """Return golden frames, and their logits of each stage."""
+    names = [f"logits/{stage.name}/{form}" for stage, form in zip(spec.stages, forms, strict=True)]
+    try:
+        content = read_npz(path)
+        if not {"frames", *names} <= set(content):
+            raise InputError(f"expected {', '.join(['frames', *names])}, got {', '.join(content)}.")
+        frames = _check_frames(content["frames"], spec.input)
+        shape = (max(1, len(frames)), len(spec.labels))
+        for name in names:
+            if content[name].shape != shape:
+                raise InputError(
+                    f"{name}: expected {list(shape)}, got {list(content[name].shape)}."
+                )
+    except InputError as error:
+        raise BundleError(f"{path}: golden samples: {error} Rebuild the bundle.") from None
+    return frames, [content[name] for name in names]
 
 
 def _check_forms(bundle: Bundle, forms: Sequence[Form] | None) -> tuple[Form, ...]:
@@ -310,7 +336,7 @@ def _setting(bundle: Bundle, forms: tuple[Form, ...]) -> Setting:
 def _check_frames(frames: Frames, expected: FrameFormat) -> Frames:
     array = np.asarray(frames)
     height, width, channels = expected.shape
-    fits = array.ndim == 4 and array.shape[3] == channels
+    fits = array.ndim == 4 and array.shape[3] == channels and 0 not in array.shape[1:]
     if fits and height:
         fits = array.shape[1:3] == (height, width)
     if not fits or array.dtype != np.uint8:

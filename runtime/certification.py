@@ -38,7 +38,12 @@ class Certification:
             "disagreement": f"answers unlike the large model's <= {100 * certificate.epsilon:g} %",
         }[certificate.quantity]
         confidence = f"{100 * (1 - certificate.delta):g} % confidence"
-        return f"{self.state}: {what} with {confidence}, from {certificate.n:,} samples"
+        link = (
+            ":"
+            if self.state in ("certified", "transferred")
+            else "; the bundle's certificate says:"
+        )
+        return f"{self.state}{link} {what} with {confidence}, from {certificate.n:,} samples"
 
 
 def certification(
@@ -56,23 +61,27 @@ def certification(
         The ones in force.
     """
     setting = spec.settings.get("/".join(forms))
-    if setting is None:
-        certified_elsewhere = any(item.certificate for item in spec.settings.values())
-        return Certification(
-            "not certified for this form" if certified_elsewhere else "not certified"
-        )
-    certificate = setting.certificate
-    if certificate is None or certificate.covers is None:
-        return Certification("not certified")
+    certificate = setting.certificate if setting else None
+    if setting is None or certificate is None or certificate.covers is None:
+        elsewhere = any(_covers_something(item) for item in spec.settings.values())
+        return Certification("not certified for this form" if elsewhere else "not certified")
     if thresholds not in _certified_thresholds(setting, certificate):
         return Certification("overridden", certificate)
+    if certificate.scores != tuple(gate.score for gate in spec.gates):
+        return Certification("not certified", certificate)
     return Certification(_compare(spec, forms, engine, certificate.covers.stages), certificate)
+
+
+def _covers_something(setting: Setting) -> bool:
+    return setting.certificate is not None and setting.certificate.covers is not None
 
 
 def _certified_thresholds(
     setting: Setting, certificate: Certificate
 ) -> tuple[tuple[object, ...], ...]:
-    return (certificate.thresholds, *setting.gears)
+    # A gear off the path was never tested, even if it escalates more than the certified point.
+    tested = list(map(tuple, certificate.path.vectors()[: certificate.passed + 1].tolist()))
+    return (certificate.thresholds, *(gear for gear in setting.gears if gear in tested))
 
 
 def _compare(

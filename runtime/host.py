@@ -106,7 +106,8 @@ class HostStage:
     Attributes
     ----------
     inputs, outputs
-        f32 buffers ``[batch, ...]`` by tensor name. A run reads and writes their first rows.
+        f32 buffers ``[batch, ...]`` by tensor name; of the outputs, those that the cascade reads.
+        A run reads and writes their first rows.
     """
 
     def __init__(self, bundle: Bundle, index: int, form: Form, *, batch: int, threads: int) -> None:
@@ -122,10 +123,11 @@ class HostStage:
         self.score_tensor = score.output
         _check_interface(self.path, self.model, spec, self.preprocessor.shape, classes)
         self.inputs = {name: _buffer(batch, shape) for name, shape in self.model.inputs.items()}
+        wanted = {spec.logits, score.output, *_read_later(bundle.spec.stages, spec.name)}
         self.outputs = {
             name: _buffer(batch, shape)
             for name, shape in self.model.outputs.items()
-            if _is_static(shape) and self.model.types[name] == "tensor(float)"
+            if name in wanted and _has_rows(shape) and self.model.types[name] == "tensor(float)"
         }
         self.timings = StageTimings()
         self._bindings: dict[int, ort.IOBinding] = {}
@@ -305,8 +307,9 @@ def _check_tensor(
     )
     if not fits or kind != "tensor(float)":
         raise BundleError(
-            f"{path}: tensor {name}: expected tensor(float) {_shape(expected)} with dynamic "
-            f"batch, got {kind} {_shape(found)}. Export the model for this bundle, or mend cascade.json."
+            f"{path}: tensor {name}: expected tensor(float) {_shape(expected)} with a dynamic "
+            f"batch, got {kind} {_shape(found)}. "
+            "Export the model for this bundle, or mend cascade.json."
         )
 
 
@@ -324,14 +327,31 @@ def _check_sources(stages: list[HostStage]) -> None:
                     f"{stage.path}: input {item.tensor} reads {item.source}: expected "
                     f"{_shape(stage.inputs[item.tensor].shape)}, got {found}."
                 )
-        if stage.score_tensor and stage.score_tensor not in stage.outputs:
-            raise BundleError(
-                f"{stage.path}: the gate reads output {stage.score_tensor!r}: not found."
-            )
+        if stage.score_tensor:
+            _check_score(stage, stage.score_tensor)
 
 
-def _is_static(shape: tuple[Any, ...]) -> bool:
-    return all(isinstance(size, int) for size in shape[1:])
+def _check_score(stage: HostStage, tensor: str) -> None:
+    found = stage.model.outputs.get(tensor)
+    if tensor not in stage.outputs or found is None or found[1:] not in ((), (1,)):
+        raise BundleError(
+            f"{stage.path}: the gate reads output {tensor!r}: expected [n] or [n, 1], "
+            f"got {'no such output' if found is None else _shape(found)}. "
+            "Export the model with its score, or mend cascade.json."
+        )
+
+
+def _read_later(stages: Sequence[Stage], name: str) -> set[str]:
+    sources = (item.source.partition("/") for stage in stages for item in stage.inputs)
+    return {tensor for producer, _, tensor in sources if producer == name}
+
+
+def _has_rows(shape: tuple[Any, ...]) -> bool:
+    return (
+        len(shape) > 0
+        and not isinstance(shape[0], int)
+        and all(isinstance(size, int) for size in shape[1:])
+    )
 
 
 def _buffer(batch: int, shape: tuple[Any, ...]) -> npt.NDArray[np.float32]:

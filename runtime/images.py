@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +14,21 @@ import numpy.typing as npt
 
 from runtime.errors import InputError
 from runtime.schema import FrameFormat
+
+# Of these, an encrypted archive is a RuntimeError, a header with an absurd shape a MemoryError, one
+# with open brackets a TokenError, and a bare array with an archive behind it an AttributeError.
+UNREADABLE = (
+    AttributeError,
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    RuntimeError,
+    MemoryError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
@@ -42,30 +59,50 @@ def load_arrays(path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32
     InputError
         When the file is missing, is not npz, or its arrays do not fit.
     """
+    content = read_npz(path, "images", "labels")
+    return _checked_images(path, content), _checked_labels(path, content)
+
+
+def read_npz(path: Path, *names: str) -> dict[str, npt.NDArray[Any]]:
+    """Read those of the named arrays that an npz file holds, all without names.
+
+    Raises
+    ------
+    InputError
+        When the file is missing, or is not a whole npz of plain arrays.
+    """
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            content = {name: stored[name] for name in stored.files if name in ("images", "labels")}
+        # Given a path instead, np.load leaves the file open when it is damaged.
+        with path.open("rb") as stream:
+            if not zipfile.is_zipfile(stream):
+                raise ValueError("not a zip archive")
+            stream.seek(0)
+            stored = np.load(stream, allow_pickle=False)
+            return {name: stored[name] for name in stored.files if name in (names or stored.files)}
     except FileNotFoundError:
         raise InputError(f"{path}: not found.") from None
-    except (ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        raise InputError(f"{path}: not an npz file that can be read ({error}).") from None
-    return _checked_images(path, content), _checked_labels(path, content)
+    except UNREADABLE as error:
+        reason = str(error) or type(error).__name__
+        raise InputError(f"{path}: not an npz file that can be read ({reason}).") from None
 
 
 def read_sources(paths: list[Path], expected: FrameFormat) -> Iterator[Picture]:
     """Yield every picture of files, folders (recursively, in order of name) and npz files.
 
-    A picture that does not decode or has the wrong size is yielded with its error; the rest go on.
+    A picture file of another size than ``expected`` is resized. One that does not decode, or a
+    frame of npz that has the wrong size, is yielded with its error; the rest go on.
 
     Raises
     ------
     InputError
-        When a path does not exist, is neither a folder nor of a known kind, or npz is damaged.
+        When a path does not exist, or npz is damaged.
     """
     for path in paths:
         if path.suffix == ".npz":
             frames, _ = load_arrays(path)
-            yield from (Picture(str(path), i, frame) for i, frame in enumerate(frames))
+            error = _misfit(frames.shape[1:], expected)
+            for index, frame in enumerate(frames):
+                yield Picture(str(path), index, None if error else frame, error)
         else:
             for file in picture_files(path):
                 yield _read_picture(file, expected)
@@ -95,7 +132,10 @@ def _read_picture(path: Path, expected: FrameFormat) -> Picture:
     except OSError as error:
         return Picture(str(path), 0, None, f"cannot be read: {error.strerror}")
     flag = cv2.IMREAD_GRAYSCALE if expected.colour == "grey" else cv2.IMREAD_COLOR
-    frame = cv2.imdecode(encoded, flag) if encoded.size else None
+    try:
+        frame = cv2.imdecode(encoded, flag) if encoded.size else None
+    except cv2.error:  # a header that promises more pixels than OpenCV allows
+        frame = None
     if frame is None:
         return Picture(str(path), 0, None, f"does not decode as a picture ({encoded.size} bytes)")
     if expected.colour == "rgb":
@@ -107,6 +147,14 @@ def _read_picture(path: Path, expected: FrameFormat) -> Picture:
         resized = cv2.resize(frame.astype(np.float32), (width, height))
         frame = np.clip(np.rint(resized), 0, 255).astype(np.uint8).reshape(expected.shape)
     return Picture(str(path), 0, np.ascontiguousarray(frame))
+
+
+def _misfit(found: tuple[int, ...], expected: FrameFormat) -> str | None:
+    height, width, channels = expected.shape
+    if found[2] == channels and (not height or found[:2] == (height, width)):
+        return None
+    size = f"{height or 'height'}, {width or 'width'}, {channels}"
+    return f"has the wrong size: expected [{size}] ({expected.colour}), got {list(found)}"
 
 
 def _opencv() -> Any:

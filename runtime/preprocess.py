@@ -53,7 +53,7 @@ class Preprocessor:
         """Return network inputs ``f32 [n, c, h, w]``, in ``out`` when it is given."""
         if out is None:
             out = np.empty((len(frames), *self.shape), np.float32)
-        pixels = self._colour(self._resize(frames) if self._resizes else frames)
+        pixels = self._resize(frames) if self._resizes else self._colour(frames)
         planar = pixels.transpose(0, 3, 1, 2)
         np.multiply(planar, self._scale, out=out, dtype=np.float32, casting="same_kind")
         out += self._offset
@@ -67,13 +67,13 @@ class Preprocessor:
             weights = GREY_WEIGHTS if source == "rgb" else GREY_WEIGHTS[::-1]
             return (pixels.astype(np.float32) @ weights)[..., None]
         if source == "grey":
-            return np.repeat(pixels, 3, axis=3)
+            return np.repeat(pixels, 3, axis=-1)
         return pixels[..., ::-1]
 
     def _resize(self, frames: Frames) -> Float32:
         height, width = self._spec.size
         if not len(frames):
-            return np.empty((0, height, width, frames.shape[3]), np.float32)
+            return np.empty((0, height, width, len(self._spec.mean)), np.float32)
         resized: Float32 = np.stack([self._resize_one(frame) for frame in frames])
         return resized
 
@@ -84,7 +84,7 @@ class Preprocessor:
             pixels = _centre_crop(pixels, height, width)
         if self._spec.resize == "letterbox":
             return self._letterbox(pixels)
-        return _bilinear(pixels, height, width)
+        return self._colour(_bilinear(pixels, height, width))
 
     def _letterbox(self, pixels: Float32) -> Float32:
         height, width = self._spec.size
@@ -92,11 +92,10 @@ class Preprocessor:
         fitted = _bilinear(
             pixels, max(1, round(pixels.shape[0] * ratio)), max(1, round(pixels.shape[1] * ratio))
         )
+        fitted = self._colour(fitted)
         # The border is the mean, which normalises to zero.
         border = 255 * np.array(self._spec.mean, np.float32)
-        if len(border) != pixels.shape[2]:
-            border = border.mean(keepdims=True)
-        canvas: Float32 = np.broadcast_to(border, (height, width, pixels.shape[2])).copy()
+        canvas: Float32 = np.broadcast_to(border, (height, width, len(border))).copy()
         top, left = (height - fitted.shape[0]) // 2, (width - fitted.shape[1]) // 2
         canvas[top : top + fitted.shape[0], left : left + fitted.shape[1]] = fitted
         return canvas

@@ -48,11 +48,13 @@ class FrameFormat(Schema):
     @model_validator(mode="after")
     def _check(self) -> FrameFormat:
         channels = {"grey": 1, "rgb": 3, "bgr": 3, "nv12": 1}[self.colour]
+        if min(self.shape) < 0 or (self.shape[0] == 0) != (self.shape[1] == 0):
+            raise ValueError(f"height and width are positive, or both 0, shape says {self.shape}")
         if self.shape[2] != channels:
             raise ValueError(
                 f"colour {self.colour} has {channels} channel(s), shape says {self.shape}"
             )
-        if (self.colour == "nv12") != (self.matrix is not None and self.range is not None):
+        if {self.matrix is not None, self.range is not None} != {self.colour == "nv12"}:
             raise ValueError("matrix and range are given for nv12, and only for it")
         return self
 
@@ -74,7 +76,7 @@ class Preprocessing(Schema):
         One number per channel, of pixels scaled to [0, 1].
     """
 
-    size: tuple[int, int]
+    size: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
     colour: Literal["grey", "rgb", "bgr"]
     resize: Literal["stretch", "centre_crop", "letterbox"] = "stretch"
     mean: tuple[float, ...]
@@ -171,12 +173,28 @@ class ThresholdPath(Schema):
     explicit: tuple[tuple[UnitInterval, ...], ...] | None = None
 
     def vectors(self) -> npt.NDArray[np.float32]:
-        """Return the threshold vectors, f32 [points + 1, gates]."""
-        if self.explicit is not None:
-            return np.asarray(self.explicit, np.float32)
-        u = np.linspace(self.start, self.stop, self.points)[:, None]
-        values = 1 / (1 + np.exp(-(u + np.asarray(self.offsets))))
-        return np.vstack([np.ones(len(self.offsets)), values]).astype(np.float32)
+        """Return every threshold vector, f32 [points, gates], as devices compare them.
+
+        An ``explicit`` path is taken as written. Any other has a point 0 of ones before its
+        ``points``.
+
+        Raises
+        ------
+        ValueError
+            When the path is empty or ragged, or a threshold rises along it.
+        """
+        values = self._logistic() if self.explicit is None else _rectangle(self.explicit)
+        rises = np.argwhere(np.diff(values, axis=0) > 0)
+        if len(rises):
+            point, gate = rises[0]
+            raise ValueError(f"path: threshold {gate} rises from point {point} to {point + 1}")
+        return values
+
+    def _logistic(self) -> npt.NDArray[np.float32]:
+        u = np.linspace(self.start, self.stop, self.points)[:, None] + np.asarray(self.offsets)
+        # The clip only keeps exp from overflowing: float32 is 0 or 1 long before it.
+        lower = 1 / (1 + np.exp(-np.clip(u, -700, 700)))
+        return np.concatenate([np.ones((1, lower.shape[1])), lower]).astype(np.float32)
 
 
 class CoveredStage(Schema):
@@ -331,6 +349,13 @@ def digest(part: BaseModel) -> str:
     """Return the sha256 of a schema object's canonical JSON."""
     text = json.dumps(part.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _rectangle(points: tuple[tuple[float, ...], ...]) -> npt.NDArray[np.float32]:
+    widths = {len(point) for point in points}
+    if len(widths) != 1:
+        raise ValueError(f"path: expected points of one length, got lengths {sorted(widths)}")
+    return np.asarray(points, np.float32)
 
 
 def _check_sources(stage: Stage, *, earlier: list[str]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kernels import reference
-from runtime.schema import Score, ThresholdPath
+from runtime.schema import Score
 
 Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.integer[Any]]
@@ -113,35 +113,8 @@ def cascade_answers(
     return Simulation(stage_logits, scores=scores).answers(thresholds)
 
 
-def path_thresholds(path: ThresholdPath) -> npt.NDArray[np.float32]:
-    """Return every threshold vector of a path, f32 [points, gates], as devices compare them.
-
-    An ``explicit`` path is taken as written. Any other has a point 0 of ones before its ``points``.
-
-    Raises
-    ------
-    ValueError
-        When the path is empty or ragged, or a threshold rises along it.
-    """
-    if path.explicit is None:
-        u = np.linspace(path.start, path.stop, path.points)[:, None] + np.asarray(path.offsets)
-        # The clip only keeps exp from overflowing: float32 is 0 or 1 long before it.
-        lower = 1 / (1 + np.exp(-np.clip(u, -700, 700)))
-        values = np.concatenate([np.ones((1, lower.shape[1])), lower]).astype(np.float32)
-    else:
-        widths = {len(point) for point in path.explicit}
-        if len(widths) != 1:
-            raise ValueError(f"path: expected points of one length, got lengths {sorted(widths)}")
-        values = np.asarray(path.explicit, np.float32)
-    rises = np.argwhere(np.diff(values, axis=0) > 0)
-    if len(rises):
-        point, gate = rises[0]
-        raise ValueError(f"path: threshold {gate} rises from point {point} to {point + 1}")
-    return values
-
-
 def _facts(logits: Floats, score: Score) -> tuple[npt.NDArray[np.float64], Answer]:
-    """The number a gate compares (`softmax`'s total, or a score), and the label, of each row."""
+    """Return what a gate compares (`softmax`'s total, or a score), and the label, of each row."""
     z = np.asarray(logits)
     # One empty block stands for no rows, so that the results still have their dtypes.
     blocks = [z[row : row + _BLOCK] for row in range(0, max(1, len(z)), _BLOCK)]

@@ -94,7 +94,6 @@ def narrow_start() -> nn.Sequential:
 NETWORKS: dict[str, Callable[[], nn.Sequential]] = {
     "tiny": lambda: strided(16, 16, 32),
     "middle": narrow_start,
-    "resnet9-w8": lambda: resnet9(8),
     "large": lambda: resnet9(32),
 }
 

@@ -59,7 +59,6 @@ ZOO: dict[str, Model] = {
     ),
     "tiny": Model("tiny", _student(40, seed=2)),
     "middle": Model("middle", _student(30, seed=3)),
-    "resnet9-w8": Model("resnet9-w8", _student(30, seed=4)),
     "large": Model("large", _student(24, seed=5, weight_decay=5e-4, cutout=8)),
 }
 

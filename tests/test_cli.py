@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+import subprocess
 import sys
 import types
 from importlib.util import find_spec
@@ -46,6 +48,16 @@ def test_an_unknown_verb_is_a_usage_error() -> None:
 @pytest.mark.parametrize("verb", cli.VERBS.values(), ids=cli.VERBS)
 def test_every_listed_verb_has_its_module(verb: cli.Verb) -> None:
     assert find_spec(verb.module) is not None
+
+
+@pytest.mark.parametrize("name", cli.VERBS)
+def test_the_help_of_every_verb_is_well_formed_and_has_an_example(name: str) -> None:
+    if name == "train":
+        pytest.importorskip("torch")
+    result = CliRunner().invoke(cli.main, [name, "--help"])
+    assert result.exit_code == 0, result.output
+    assert "\\b" not in result.output
+    assert "Example" in result.output or "Commands:" in result.output
 
 
 def test_all_arguments_are_forwarded_untouched(fake_verb: types.ModuleType) -> None:
@@ -98,11 +110,15 @@ def test_extras_named_for_missing_modules_exist() -> None:
     ids=["declared", "package in the record", "module in the record"],
 )
 def test_a_foreign_package_of_our_name_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fake_verb: types.ModuleType,
+    files: dict[str, str],
 ) -> None:
+    fake_verb.main = click.Command("main", callback=lambda: pytest.fail("the verb was run"))
     monkeypatch.syspath_prepend(owner(tmp_path, "Other_Kernels", **files))
     assert environment.foreign_packages() == {"kernels": "other-kernels"}
-    result = CliRunner().invoke(cli.main, ["bench"])
+    result = CliRunner().invoke(cli.main, ["fake"])
     assert result.exit_code == 1
     assert "'kernels' of other-kernels" in result.output
     assert "scripts/bench" in result.output
@@ -126,7 +142,22 @@ def test_machine_facts_are_filled_in() -> None:
     assert "CPUExecutionProvider" in facts.providers
 
 
-def test_the_commit_of_another_repository_around_is_not_ours(tmp_path: Path) -> None:
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A git repository with one commit."""
+    identity = ("-c", "user.name=Test", "-c", "user.email=test@example.org")
+    for command in (("init",), (*identity, "commit", "--allow-empty", "-m", "First")):
+        subprocess.run(["git", *command], cwd=tmp_path, capture_output=True, check=True)
+    return tmp_path
+
+
+def test_only_the_commit_of_the_own_checkout_counts(repository: Path) -> None:
+    commit = environment._commit(repository)
+    assert re.fullmatch(r"[0-9a-f]{7,40}", commit or "")
+    (repository / "site-packages").mkdir()
+    assert environment._commit(repository / "site-packages") is None
+
+
+def test_a_damaged_checkout_has_no_commit(tmp_path: Path) -> None:
     (tmp_path / ".git").mkdir()
-    assert environment._commit(tmp_path / "site-packages") is None
     assert environment._commit(tmp_path) is None

@@ -8,18 +8,15 @@ import pytest
 from calibration.bounds import METHODS, p_value, passes, smallest_passing_n
 from calibration.certificates import (
     FORECAST_LABEL,
-    CalibrationError,
-    CertificationRefused,
-    Simulation,
-    cascade_answers,
     certify,
     certify_cascade,
     certify_path,
     forecast,
     order_seed,
-    path_thresholds,
 )
+from calibration.errors import CalibrationError, CertificationRefused
 from runtime.schema import Certificate, Score, ThresholdPath
+from runtime.simulation import Simulation, cascade_answers
 
 CLAIM = {"epsilon": 0.01, "delta": 0.1, "method": "wsr"}
 
@@ -182,7 +179,7 @@ def test_default_grid_stops_just_above_the_harm():
     found = certify(saver, large, labels, **CLAIM)
     assert found.path == ThresholdPath()
     assert 0.75 < found.threshold < 0.76
-    assert found.threshold == path_thresholds(found.path)[found.passed, 0]
+    assert found.threshold == found.path.vectors()[found.passed, 0]
 
 
 def test_grid_that_starts_at_a_failing_point_is_refused():
@@ -225,12 +222,12 @@ def test_three_stages_are_one_hypothesis_per_threshold_vector(method):
     order = np.random.default_rng(found.order_seed).permutation(2003)
     large_right = stages[-1].argmax(1) == labels
     outcome = []
-    for thresholds in path_thresholds(path):
+    for thresholds in path.vectors():
         right = cascade_answers(stages, thresholds).label == labels
         drops = (large_right.astype(int) - right)[order]
         outcome.append(passes(drops, **claim))
     assert found.passed == outcome.index(False) - 1 > 0
-    assert found.thresholds == tuple(path_thresholds(path)[found.passed].tolist())
+    assert found.thresholds == tuple(path.vectors()[found.passed].tolist())
     _, stage = cascade_answers(stages, found.thresholds)
     assert found.escalation_rates == ((stage > 0).mean(), (stage > 1).mean())
 
@@ -333,7 +330,7 @@ def test_forecast_gives_quantiles_of_walks_on_resampled_columns():
     found = forecast(stages, labels, path, n=1999, draws=15, seed=4, **claim)
     rng = np.random.default_rng(4)
     simulation = Simulation(stages, labels)
-    vectors = path_thresholds(path)
+    vectors = path.vectors()
     passed = []
     for _ in range(15):
         columns = rng.integers(0, 901, 1999)

@@ -31,11 +31,11 @@ from calibration.ranking import (
 from calibration.recorded import Claim
 from calibration.records import load_record
 from calibration.search import main
-from calibration.simulation import Simulation, path_thresholds
 from kernels import reference
 from runtime.bundle import load_bundle, save_spec
 from runtime.cascade import Cascade
 from runtime.schema import ThresholdPath
+from runtime.simulation import Simulation
 
 Invoke = Callable[..., Result]
 World = Any
@@ -73,7 +73,7 @@ def replace_card(world: World, name: str, **changes: object) -> None:
 
 
 def test_first_kept_point_is_the_first_that_accepts() -> None:
-    thresholds = path_thresholds(ThresholdPath(points=37))[:, 0]
+    thresholds = ThresholdPath(points=37).vectors()[:, 0]
     logits = pool().logits["a"].copy()
     logits[0], logits[1, 2], logits[2] = 0.0, np.nan, [50, 0, 0, 0]
     total = reference.softmax(logits).total
@@ -91,7 +91,7 @@ def test_a_curve_is_what_the_simulation_says_at_each_point(names: tuple[str, ...
     simulation = Simulation([made.pool.logits[name] for name in names], made.pool.labels)
     first = [made._first_kept(*gate) for gate in zip(names, offsets, strict=False)]
     walked = curve(first, [made._drop(name) for name in names[:-1]], 501)
-    for point, thresholds in enumerate(path_thresholds(ThresholdPath(offsets=offsets))):
+    for point, thresholds in enumerate(ThresholdPath(offsets=offsets).vectors()):
         drops = simulation.drops(thresholds)
         assert walked.drop[point] == pytest.approx(drops.mean(), abs=1e-12)
         assert walked.changed[point] == pytest.approx(np.abs(drops).mean(), abs=1e-12)

@@ -18,11 +18,11 @@ from calibration.certificates import certify_cascade, forecast
 from calibration.npz import write_npz
 from calibration.provenance import ProvenanceMeta, save_provenance
 from calibration.records import load_record
-from calibration.simulation import Simulation
 from calibration.threshold import main
 from runtime.bundle import load_bundle, save_spec
 from runtime.certification import certification
 from runtime.schema import CascadeSpec, Setting
+from runtime.simulation import Simulation
 
 Invoke = Callable[..., Result]
 World = Any

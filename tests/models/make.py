@@ -94,19 +94,26 @@ def rows() -> None:
 
 
 def features() -> None:
-    """As `echo`, leaving also twice the pixels, a score (first pixel / 255) and their mean."""
+    """As `echo`, leaving also twice the pixels and a score, which is the first pixel / 255.
+
+    Its outputs mean [] and places [m, 2], of the pixels that are not 0, have no row for each sample.
+    """
     nodes = [
         helper.make_node("Flatten", ["input"], ["logits"]),
         helper.make_node("Add", ["logits", "logits"], ["features"]),
         helper.make_node("Gather", ["logits", "first"], ["pixel"], axis=1),
         helper.make_node("Div", ["pixel", "full"], ["score"]),
         helper.make_node("ReduceMean", ["logits"], ["mean"], keepdims=0),
+        helper.make_node("NonZero", ["logits"], ["indices"]),
+        helper.make_node("Transpose", ["indices"], ["pairs"], perm=[1, 0]),
+        helper.make_node("Cast", ["pairs"], ["places"], to=TensorProto.FLOAT),
     ]
     outputs = [
         tensor("logits", LOGITS),
         tensor("features", ("n", 4)),
         tensor("score", ("n", 1)),
         tensor("mean", ()),
+        tensor("places", ("m", 2)),
     ]
     constants = (constant("first", [0], np.int64), constant("full", [255]))
     write("features", nodes, [tensor("input", IMAGE)], outputs, constants)

@@ -1,5 +1,6 @@
 """Small bundles in a temporary folder, of the models that tests/models/make.py describes."""
 
+import copy
 import hashlib
 import json
 import shutil
@@ -31,7 +32,7 @@ def stage():
         file = {"file": f"{model}.onnx", "sha256": hashlib.sha256(content).hexdigest()}
         described = {
             "name": model,
-            "preprocessing": PIXELS,
+            "preprocessing": copy.deepcopy(PIXELS),
             "inputs": [{"tensor": name, "source": source} for name, source in sources.items()],
             "macs": 16,
             "forms": {"fp32": file},

@@ -12,6 +12,7 @@ from runtime.schema import Score
 INF, NAN = math.inf, math.nan
 LARGEST = float(np.finfo(np.float32).max)
 BORDER = 1e-5  # |s * t - 1| up to which float32 and float64 may decide differently
+ROUNDING = 2**-24  # of a score in [0, 1], which the host rounds to float32
 TOLERATED = 0.001  # share of rows that may lie there
 
 HOSTILE = [
@@ -78,7 +79,7 @@ def escalated_by_reference(logits, threshold, score):
     options = {} if score.p is None else {"p": score.p}
     value = reference.score(logits, score.name, temperature=score.temperature, **options)
     escalated = ~(value > limit) | np.isnan(facts.total)
-    return escalated, np.abs(value - limit) <= BORDER
+    return escalated, np.abs(value - limit) <= ROUNDING
 
 
 def assert_same_decisions(logits, threshold, score):

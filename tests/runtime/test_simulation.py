@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from calibration.simulation import Simulation, cascade_answers, path_thresholds
 from kernels import reference
 from runtime.schema import Score, ThresholdPath
+from runtime.simulation import Simulation, cascade_answers
 
 
 def logits_of(answers, confidence):
@@ -106,7 +106,7 @@ def test_thresholds_are_rounded_to_float32_before_use():
 
 
 def test_default_path_is_one_and_then_500_even_logits():
-    values = path_thresholds(ThresholdPath())
+    values = ThresholdPath().vectors()
     u = np.linspace(9, -2.2, 500)
     assert values.dtype == np.float32 and values.shape == (501, 1)
     assert values[0, 0] == 1
@@ -114,13 +114,13 @@ def test_default_path_is_one_and_then_500_even_logits():
 
 
 def test_offsets_shift_each_gate_in_the_logit():
-    values = path_thresholds(ThresholdPath(offsets=(0.0, -1.5), start=2.0, stop=0.0, points=3))
+    values = ThresholdPath(offsets=(0.0, -1.5), start=2.0, stop=0.0, points=3).vectors()
     expected = [[1, 1], [0.880797, 0.622459], [0.731059, 0.377541], [0.5, 0.182426]]
     np.testing.assert_allclose(values, expected, atol=1e-6)
 
 
 def test_extreme_offsets_become_one_and_zero():
-    values = path_thresholds(ThresholdPath(offsets=(2000.0, -2000.0), points=2))
+    values = ThresholdPath(offsets=(2000.0, -2000.0), points=2).vectors()
     assert values.tolist() == [[1, 1], [1, 0], [1, 0]]
 
 
@@ -138,4 +138,4 @@ def test_extreme_offsets_become_one_and_zero():
 )
 def test_path_that_is_not_nested_or_not_even_is_refused(path, message):
     with pytest.raises(ValueError, match=message):
-        path_thresholds(path)
+        path.vectors()

@@ -1,0 +1,472 @@
+"""cascade.json: what is read back, what is refused and with which words, what writing leaves."""
+
+import hashlib
+import json
+import os
+import re
+
+import numpy as np
+import pydantic
+import pytest
+
+from runtime.bundle import demo_folder, file_sha256, load_bundle, replacing, save_spec
+from runtime.errors import BundleError
+from runtime.schema import CascadeSpec, Preprocessing, ThresholdPath, digest
+
+OTHER_SHA = "0123456789abcdef" * 4
+
+
+def refusal(folder):
+    with pytest.raises(BundleError) as caught:
+        load_bundle(folder)
+    return str(caught.value)
+
+
+def changed(content, path, value):
+    """Set ``content[path[0]][path[1]]...``; the value ``del`` removes it."""
+    *parents, last = path
+    for key in parents:
+        content = content[key]
+    if value == "del":
+        del content[last]
+    else:
+        content[last] = value
+
+
+@pytest.fixture
+def content(cascade_json):
+    return cascade_json("echo", "negated", thresholds=[0.75])
+
+
+@pytest.fixture
+def full_spec(make_spec, stage):
+    """Every optional field in use."""
+    forms = {
+        "fp32": {"file": "echo.onnx", "sha256": OTHER_SHA, "external_data": ["weights/a.bin"]},
+        "int8_host": {"file": "echo8.onnx", "sha256": OTHER_SHA},
+    }
+    certificate = {
+        "quantity": "accuracy_drop",
+        "epsilon": 0.005,
+        "delta": 0.0125,
+        "method": "wsr",
+        "n": 8000,
+        "harm": 31,
+        "help": 7,
+        "thresholds": [0.8125, 0.5],
+        "scores": [{}, {"name": "p_norm", "p": 4.0}],
+        "path": {"offsets": [0.0, -1.5]},
+        "passed": 321,
+        "order_seed": 2**64 - 1,
+        "escalation_rates": [0.25, 0.125],
+        "covers": {
+            "data_sha256": OTHER_SHA,
+            "stages": [
+                {
+                    "name": "saver",
+                    "model_sha256": OTHER_SHA,
+                    "engine": "onnxruntime",
+                    "form": "fp32",
+                    "preprocessing_sha256": OTHER_SHA,
+                }
+            ]
+            * 3,
+            "provenance": "checked",
+        },
+    }
+    return make_spec(
+        stage("echo", name="saver", forms=forms),
+        stage("features", name="middle"),
+        stage("reads_features", sources={"input": "frames", "features": "middle/features"}),
+        scores=[{"temperature": 1.3}, {"name": "p_norm", "p": 4.0}],
+        description="Größe: 2 x 2",
+        settings={
+            "fp32/fp32/fp32": {
+                "thresholds": [0.8125, [0.5, 0.25, 1.0, 0.0]],
+                "path": {"offsets": [0.0, -1.5]},
+                "certificate": certificate,
+                "gears": [[0.9, 0.95]],
+            },
+            "int8_host/fp32/fp32": {"thresholds": [1, 0.1]},
+        },
+        golden={"file": "golden.npz", "sha256": OTHER_SHA},
+        provenance=[{"purpose": "training", "file": "training.npz", "sha256": OTHER_SHA}],
+    )
+
+
+def test_what_is_saved_is_loaded(full_spec, tmp_path):
+    path = save_spec(tmp_path, full_spec)
+    assert path == tmp_path / "cascade.json"
+    bundle = load_bundle(tmp_path)
+    assert bundle.spec == full_spec
+    assert bundle.folder == tmp_path
+
+
+def test_saving_again_gives_the_same_bytes_and_readable_text(full_spec, tmp_path):
+    first = save_spec(tmp_path, full_spec).read_bytes()
+    assert save_spec(tmp_path, load_bundle(tmp_path).spec).read_bytes() == first
+    assert "Größe" in first.decode() and first.endswith(b"}\n")
+    assert b"null" not in first
+
+
+def test_a_thousand_thresholds_keep_every_bit(make_spec, tmp_path):
+    values = [float(v) for v in np.random.default_rng(1).random(1000)]
+    spec = make_spec("echo", "negated", labels=[f"c{i}" for i in range(1000)], thresholds=[values])
+    save_spec(tmp_path, spec)
+    assert load_bundle(tmp_path).spec.settings["fp32/fp32"].thresholds[0] == values
+
+
+def test_a_failing_save_leaves_the_old_file_and_nothing_beside_it(full_spec, tmp_path, monkeypatch):
+    before = save_spec(tmp_path, full_spec).read_bytes()
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="No space left"):
+        save_spec(tmp_path, full_spec.model_copy(update={"name": "other"}))
+    assert (tmp_path / "cascade.json").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["cascade.json"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_block_that_fails_leaves_the_old_file(tmp_path, error):
+    path = tmp_path / "file.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(error), replacing(path) as stream:
+        stream.write(b"half of the new")
+        raise error
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_nothing_of_a_file_is_seen_before_it_is_whole(tmp_path):
+    path = tmp_path / "file.bin"
+    with replacing(path) as stream:
+        stream.write(b"new")
+        stream.flush()
+        assert not path.exists()
+    assert path.read_bytes() == b"new"
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_writing_into_a_missing_folder_says_so(full_spec, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        save_spec(tmp_path / "absent", full_spec)
+
+
+def test_the_demo_folder_is_found_in_the_package():
+    assert (demo_folder() / "models").is_dir()
+
+
+@pytest.mark.parametrize("place", ["absent", "file/inside", "empty"])
+def test_a_folder_without_a_bundle_is_refused(tmp_path, place):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    message = refusal(tmp_path / place)
+    assert message.startswith(str(tmp_path / place / "cascade.json"))
+    assert "not found" in message and "Give the folder of a bundle" in message
+
+
+def test_a_cascade_json_that_cannot_be_read_is_refused(tmp_path):
+    (tmp_path / "cascade.json").mkdir()
+    message = refusal(tmp_path)
+    assert "cannot be read" in message and "directory" in message
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "nonsense", '{"format": }', "[" * 100_000, '{"a": ' + "9" * 5000 + "}"]
+)
+def test_text_that_is_not_json_is_refused(write_bundle, text):
+    message = refusal(write_bundle(text))
+    assert "not JSON" in message and "Copy the bundle again" in message
+    assert len(message) < 500
+
+
+def test_truncated_json_is_refused(write_bundle, content):
+    message = refusal(write_bundle(json.dumps(content)[:-20]))
+    assert "not JSON" in message
+
+
+def test_bytes_that_are_not_utf8_are_refused(tmp_path):
+    (tmp_path / "cascade.json").write_bytes(b"\xff\xfe\x00")
+    assert "not UTF-8" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("found", ["tinysaver.cascade/2", "", 1, None])
+def test_an_unknown_version_is_refused_with_both_and_advice(write_bundle, content, found):
+    message = refusal(write_bundle({**content, "format": found}))
+    assert f"expected 'tinysaver.cascade/1', got {found!r}" in message
+    assert "rebuild it" in message
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '"tinysaver.cascade/1"', "{}"])
+def test_json_that_is_not_a_cascade_is_refused(write_bundle, text):
+    assert "expected 'tinysaver.cascade/1', got None" in refusal(write_bundle(text))
+
+
+@pytest.mark.parametrize(
+    ("path", "named"),
+    [
+        (("name",), "name"),
+        (("input",), "input"),
+        (("labels",), "labels"),
+        (("stages",), "stages"),
+        (("gates",), "gates"),
+        (("settings",), "settings"),
+        (("input", "colour"), "input.colour"),
+        (("stages", 1, "macs"), "stages.1.macs"),
+        (("stages", 0, "forms", "fp32", "sha256"), "stages.0.forms.fp32.sha256"),
+        (("settings", "fp32/fp32", "thresholds"), "settings.fp32/fp32.thresholds"),
+    ],
+)
+def test_a_missing_field_is_named(write_bundle, content, path, named):
+    changed(content, path, "del")
+    message = refusal(write_bundle(content))
+    assert f"{named}: Field required" in message
+    assert "See docs/formats.md" in message
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "parts"),
+    [
+        (
+            ("settings", "fp32/fp32", "thresholds"),
+            [1.5],
+            ["thresholds.0", "less than or equal to 1", "1.5"],
+        ),
+        (
+            ("settings", "fp32/fp32", "thresholds"),
+            [-0.1],
+            ["thresholds.0", "greater than or equal to 0"],
+        ),
+        (("settings", "fp32/fp32", "thresholds"), [float("nan")], ["thresholds.0", "finite"]),
+        (
+            ("settings", "fp32/fp32", "thresholds"),
+            [[0.5, 0.5, 0.5, 2]],
+            ["thresholds.0", "3", "got 2"],
+        ),
+        (("settings", "fp32/fp32", "thresholds"), [[0.5, 0.5]], ["one threshold per class, 4"]),
+        (("settings", "fp32/fp32", "thresholds"), [], ["0 thresholds for 1 gates"]),
+        (("settings", "fp32/fp32", "thresholds"), [0.5, 0.5], ["2 thresholds for 1 gates"]),
+        (("settings", "fp32/fp32", "gears"), [[0.5, 0.5]], ["2 thresholds for 1 gates"]),
+        (
+            ("settings", "fp32"),
+            {"thresholds": [0.5]},
+            ["'fp32' does not name one known form per stage"],
+        ),
+        (("settings", "fp32/fp16"), {"thresholds": [0.5]}, ["'fp32/fp16' does not name"]),
+        (("settings", "fp32/fp32", "thresold"), 1, ["thresold: Extra inputs are not permitted"]),
+        (("gates", 0, "score"), {"name": "luck"}, ["gates.0.score.name", "max_softmax", "'luck'"]),
+        (
+            ("gates", 0, "score"),
+            {"temperature": 0},
+            ["gates.0.score.temperature", "greater than 0"],
+        ),
+        (("gates", 0, "score"), {"temperature": -1}, ["greater than 0", "-1"]),
+        (("gates", 0, "score"), {"name": "p_norm"}, ["p is given for the score p_norm"]),
+        (("gates", 0, "score"), {"name": "p_norm", "p": 0.5}, ["greater than or equal to 1"]),
+        (("gates", 0, "score"), {"p": 2}, ["p is given for the score p_norm, and only for it"]),
+        (("gates", 0, "score"), {"name": "learned"}, ["output names the score tensor"]),
+        (("gates",), [], ["2 stages need 1 gate(s), found 0"]),
+        (("gates",), [{}, {}], ["2 stages need 1 gate(s), found 2"]),
+        (("labels",), ["one"], ["labels", "at least 2 items"]),
+        (("stages", 1, "name"), "echo", ["stage names repeat: ['echo', 'echo']"]),
+        (("stages", 1, "name"), "a/b", ["stages.1.name", "pattern"]),
+        (("stages", 1, "forms"), {}, ["stages.1.forms", "at least 1 item"]),
+        (("stages", 1, "forms"), {"fp8": {}}, ["stages.1.forms.fp8", "'fp32'"]),
+        (("stages", 1, "inputs"), [], ["stages.1.inputs", "at least 1 item"]),
+        (("stages", 1, "macs"), 0, ["stages.1.macs", "greater than 0"]),
+        (
+            ("stages", 1, "forms", "fp32", "sha256"),
+            "abc",
+            ["stages.1.forms.fp32.sha256", "pattern", "'abc'"],
+        ),
+        (("stages", 1, "inputs", 0, "source"), "negated/features", ["earlier stage of ['echo']"]),
+        (("stages", 1, "inputs", 0, "source"), "later/x", ["input input reads 'later/x'"]),
+        (("stages", 0, "inputs", 0, "source"), "echo/logits", ["earlier stage of []"]),
+        (
+            ("stages", 0, "preprocessing", "mean"),
+            [0.0, 0.0, 0.0],
+            ["colour grey have 1 number(s) each"],
+        ),
+        (
+            ("stages", 0, "preprocessing", "std"),
+            [0.0],
+            ["stages.0.preprocessing.std.0", "greater than 0"],
+        ),
+        (
+            ("stages", 0, "preprocessing", "resize"),
+            "zoom",
+            ["'stretch', 'centre_crop' or 'letterbox'"],
+        ),
+        (
+            ("stages", 0, "preprocessing", "size"),
+            [0, 2],
+            ["stages.0.preprocessing.size.0", "greater than 0"],
+        ),
+        (("input", "shape"), [2, 2, 3], ["colour grey has 1 channel(s), shape says (2, 2, 3)"]),
+        (("input", "shape"), [0, 2, 1], ["height and width", "(0, 2, 1)"]),
+        (("input", "shape"), [-2, 2, 1], ["height and width", "(-2, 2, 1)"]),
+        (("input", "colour"), "nv12", ["matrix and range are given for nv12"]),
+        (("input", "range"), "full", ["matrix and range are given for nv12, and only for it"]),
+        (("input", "matrix"), "bt601", ["matrix and range are given for nv12, and only for it"]),
+        (("input", "dtype"), "float32", ["input.dtype", "'uint8'", "'float32'"]),
+    ],
+)
+def test_a_field_that_does_not_fit_is_named_with_what_was_found(
+    write_bundle, content, path, value, parts
+):
+    changed(content, path, value)
+    message = refusal(write_bundle(content))
+    assert message.startswith(str(write_bundle(content) / "cascade.json"))
+    for part in (*parts, "See docs/formats.md"):
+        assert part in message
+    assert len(message) < 800
+
+
+def test_many_faults_are_told_in_a_short_message(write_bundle, content):
+    content["labels"] = list(range(1000))
+    message = refusal(write_bundle(content))
+    assert message.count("labels.") == 3 and len(message) < 600
+
+
+@pytest.mark.parametrize(
+    "name", ["../echo.onnx", "/etc/passwd", "a/../../echo.onnx", "..", "link.onnx", "out/echo.onnx"]
+)
+@pytest.mark.parametrize("place", ["file", "external_data", "golden", "provenance"])
+def test_a_path_that_leaves_the_folder_is_refused(write_bundle, content, tmp_path, name, place):
+    (tmp_path / "echo.onnx").write_bytes(b"outside")
+    described = {"file": name, "sha256": OTHER_SHA}
+    if place == "file":
+        changed(content, ("stages", 0, "forms", "fp32"), described)
+    elif place == "external_data":
+        changed(content, ("stages", 0, "forms", "fp32", "external_data"), ["good.bin", name])
+    elif place == "golden":
+        content["golden"] = described
+    else:
+        content["provenance"] = [{"purpose": "training", **described}]
+    folder = write_bundle(content)
+    (folder / "link.onnx").symlink_to(tmp_path / "echo.onnx")
+    (folder / "out").symlink_to(tmp_path)
+    message = refusal(folder)
+    assert f"path {name!r} leaves the bundle folder" in message
+    assert "expected a relative path inside it" in message
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 5000, "loop/x"])
+def test_a_path_that_no_file_can_have_is_refused(write_bundle, content, name):
+    changed(content, ("stages", 0, "forms", "fp32", "file"), name)
+    folder = write_bundle(content)
+    (folder / "loop").symlink_to(folder / "loop")
+    with pytest.raises(BundleError) as caught:
+        load_bundle(folder).model(0, "fp32")
+    assert "cascade.json" in str(caught.value)
+
+
+def test_a_link_that_stays_inside_is_followed(write_bundle, content):
+    folder = write_bundle(content)
+    (folder / "sub").mkdir()
+    (folder / "sub" / "link.onnx").symlink_to(folder / "echo.onnx")
+    changed(content, ("stages", 0, "forms", "fp32", "file"), "sub/link.onnx")
+    path = load_bundle(write_bundle(content)).model(0, "fp32")
+    assert path.read_bytes() == (folder / "echo.onnx").read_bytes()
+
+
+def test_a_bundle_behind_a_link_is_opened(write_bundle, content, tmp_path):
+    (tmp_path / "alias").symlink_to(write_bundle(content))
+    assert load_bundle(tmp_path / "alias").model(1, "fp32").is_file()
+
+
+def test_model_returns_the_file_of_the_stage(make_bundle):
+    folder = make_bundle("echo", "negated")
+    assert load_bundle(str(folder)).model(1, "fp32") == folder / "negated.onnx"
+
+
+def test_a_form_the_stage_lacks_is_refused_with_those_it_has(make_bundle):
+    bundle = load_bundle(make_bundle("echo", "negated"))
+    with pytest.raises(BundleError, match=r"stage negated has no form int8_trt; it has fp32\."):
+        bundle.model(1, "int8_trt")
+
+
+def test_a_missing_model_is_refused(make_bundle):
+    folder = make_bundle("echo", "negated")
+    (folder / "echo.onnx").unlink()
+    bundle = load_bundle(folder)
+    with pytest.raises(BundleError, match=r"echo\.onnx: not found, but cascade\.json names it"):
+        bundle.model(0, "fp32")
+
+
+def test_missing_external_data_is_refused(make_bundle, stage):
+    described = stage("echo")
+    described["forms"]["fp32"]["external_data"] = ["echo.bin"]
+    bundle = load_bundle(make_bundle(described, "negated"))
+    with pytest.raises(BundleError, match=r"echo\.bin: not found"):
+        bundle.model(0, "fp32")
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:-1], lambda b: b"", lambda b: b + b"\0", lambda b: b"?" + b[1:]]
+)
+def test_a_model_with_other_content_is_refused_with_both_hashes(make_bundle, damage):
+    folder = make_bundle("echo", "negated")
+    path = folder / "echo.onnx"
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    expected, found = hashlib.sha256(whole).hexdigest(), file_sha256(path)
+    message = (
+        f"expected sha256 {expected[:12]}..., got {found[:12]}..., {path.stat().st_size} bytes"
+    )
+    with pytest.raises(BundleError, match=re.escape(message)) as caught:
+        load_bundle(folder).model(0, "fp32")
+    assert "Copy the bundle again, or rebuild it" in str(caught.value)
+
+
+def test_the_schema_is_frozen(full_spec):
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        full_spec.name = "other"
+
+
+def test_equal_preprocessing_has_an_equal_hash_and_any_change_another():
+    fields = {"size": (28, 28), "colour": "grey", "mean": (0.286,), "std": (0.353,)}
+    base = Preprocessing(**fields)
+    assert base.sha256 == Preprocessing(**{**fields, "resize": "stretch"}).sha256 == digest(base)
+    assert (
+        Preprocessing(**{**fields, "mean": (0,)}).sha256
+        == Preprocessing(**{**fields, "mean": (0.0,)}).sha256
+    )
+    changes = [{"size": (28, 29)}, {"mean": (0.2861,)}, {"std": (0.3,)}, {"resize": "letterbox"}]
+    hashes = {Preprocessing(**{**fields, **change}).sha256 for change in changes}
+    assert len(hashes | {base.sha256}) == 5
+    text = '{"colour":"grey","mean":[0.286],"resize":"stretch","size":[28,28],"std":[0.353]}'
+    assert base.sha256 == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_a_threshold_path_starts_at_one_and_falls():
+    vectors = ThresholdPath(offsets=(0.0, -1.5), start=9.0, stop=-2.2, points=500).vectors()
+    assert (vectors.shape, vectors.dtype) == ((501, 2), np.float32)
+    assert vectors[0].tolist() == [1.0, 1.0]
+    assert (np.diff(vectors, axis=0) < 0).all()
+    u = 9.0 - 11.2 * 250 / 499
+    expected = [np.float32(1 / (1 + np.exp(-(u + offset)))) for offset in (0.0, -1.5)]
+    assert vectors[251] == pytest.approx(expected, rel=1e-6)
+    assert vectors[-1, 0] == pytest.approx(1 / (1 + np.exp(2.2)), rel=1e-6)
+
+
+def test_an_explicit_threshold_path_is_taken_as_it_is():
+    path = ThresholdPath(explicit=((1.0, 1.0), (0.5, 0.25)))
+    assert path.vectors().tolist() == [[1.0, 1.0], [0.5, 0.25]]
+
+
+def test_a_certificate_of_several_gates_has_no_single_threshold(full_spec):
+    certificate = full_spec.settings["fp32/fp32/fp32"].certificate
+    with pytest.raises(ValueError, match="this cascade has 2 thresholds, not one"):
+        _ = certificate.threshold
+    single = certificate.model_copy(update={"thresholds": (0.75,)})
+    assert single.threshold == 0.75
+
+
+def test_a_spec_made_in_python_is_checked_as_one_from_a_file(content):
+    changed(content, ("settings", "fp32/fp32", "thresholds"), [1.5])
+    with pytest.raises(pydantic.ValidationError):
+        CascadeSpec.model_validate(content)

@@ -1,0 +1,707 @@
+"""The cascade: every row has the answer of the right stage, and no stage sees other rows."""
+
+import hashlib
+import math
+import re
+import threading
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from kernels import reference
+from runtime.bundle import demo_folder, load_bundle
+from runtime.cascade import Cascade, Results
+from runtime.errors import BundleError, ClosedError, InputError
+
+SIZES = [1, 2, 7, 31, 32, 33, 97, 101]
+
+
+def load(folder, **options):
+    return Cascade.load(folder, threads=1, **options)
+
+
+def alone(models, name, pixels, **others):
+    """Logits f64 [n, 4] of a model run by itself, on all samples at once."""
+    session = ort.InferenceSession(str(models / f"{name}.onnx"))
+    feed = {"input": pixels.astype(np.float32).reshape(-1, 1, 2, 2), **others}
+    return session.run(["logits"], feed)[0].astype(np.float64)
+
+
+def expected_results(logits, thresholds, force=None):
+    """What the cascade must answer, from all logits of all stages, one sample at a time."""
+    label, confidence, stage = [], [], []
+    for row in range(len(logits[0])):
+        for number, block in enumerate(logits):
+            forced = np.ones(1, np.uint8) if force is not None and force[row] else None
+            last = number == len(logits) - 1
+            threshold = 0.0 if last else thresholds[number]
+            gated = reference.gate(block[row : row + 1], threshold, force=None if last else forced)
+            if last or gated.count == 0:
+                break
+        label.append(gated.label[0])
+        confidence.append(gated.confidence[0])
+        stage.append(number)
+    return label, confidence, stage
+
+
+def assert_results(results, expected):
+    label, confidence, stage = expected
+    assert results.label.tolist() == label
+    assert results.stage.tolist() == stage
+    assert results.confidence == pytest.approx(confidence, rel=1e-5)
+
+
+def rows_run(results, stage):
+    """How many rows ONNX Runtime ran at once in the stage `rows`, whose confidence is n/(n+3)."""
+    confidence = results.confidence[results.stage == stage].astype(float)
+    return np.rint(3 * confidence / (1 - confidence)).astype(int).tolist()
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("batch", [1, 3, 32])
+@pytest.mark.parametrize("threshold", [0.0, 0.6, 0.97, 1.0])
+def test_two_stages_answer_as_their_models_alone_with_the_reference_gate(
+    make_bundle, models, random_frames, n, batch, threshold
+):
+    frames = random_frames(n, seed=n)
+    with load(make_bundle("echo", "negated", thresholds=[threshold]), batch=batch) as cascade:
+        results = cascade.run(frames)
+    logits = [alone(models, "echo", frames), alone(models, "negated", frames)]
+    assert_results(results, expected_results(logits, [threshold]))
+
+
+@pytest.mark.parametrize("batch", [1, 7, 256])
+def test_three_stages_answer_as_their_models_alone(make_bundle, models, random_frames, batch):
+    frames = random_frames(211, seed=3)
+    folder = make_bundle("echo", "negated", "rows", thresholds=[0.9, 0.8])
+    with load(folder, batch=batch) as cascade:
+        results = cascade.run(frames)
+    logits = [alone(models, name, frames) for name in ("echo", "negated", "rows")]
+    label, confidence, stage = expected_results(logits, [0.9, 0.8])
+    assert set(stage) == {0, 1, 2}
+    assert results.stage.tolist() == stage
+    answered = np.array(stage) < 2
+    assert results.label[answered].tolist() == np.array(label)[answered].tolist()
+    assert results.confidence[answered] == pytest.approx(np.array(confidence)[answered], rel=1e-5)
+
+
+@pytest.mark.parametrize(("n", "batch"), [(1, 8), (8, 8), (9, 8), (31, 8), (97, 13), (5, 1)])
+def test_the_large_model_sees_only_the_escalated_rows_as_one_dense_batch(
+    make_bundle, random_frames, n, batch
+):
+    frames = random_frames(n, seed=n)
+    with load(make_bundle("echo", "rows", thresholds=[0.9]), batch=batch) as cascade:
+        results = cascade.run(frames)
+        assert cascade.executor.stages[0].timings.rows == n
+        assert cascade.executor.stages[1].timings.rows == (results.stage == 1).sum()
+    for start in range(0, n, batch):
+        part = slice(start, start + batch)
+        count = int((results.stage[part] == 1).sum())
+        chunk = Results(
+            *(a[part] for a in (results.label, results.confidence, results.stage)), None
+        )
+        assert rows_run(chunk, 1) == [count] * count
+
+
+def test_a_stage_without_rows_is_never_run(make_bundle, random_frames):
+    with load(make_bundle("echo", "negated", "rows", thresholds=[0.0, 0.5])) as cascade:
+        for stage in cascade.executor.stages[1:]:
+            stage.model.session = None
+        assert cascade.run(random_frames(19)).stage.tolist() == [0] * 19
+
+
+def test_an_exact_hit_goes_to_the_large_model(make_bundle):
+    """Four equal logits have a confidence of 1/4, which is not above 1/4."""
+    frames = np.full((3, 2, 2, 1), 9, np.uint8)
+    frames[1, 0, 0] = 10
+    with load(make_bundle("echo", "negated", thresholds=[0.25])) as cascade:
+        assert cascade.run(frames).stage.tolist() == [1, 0, 1]
+
+
+def test_rows_with_nan_logits_escalate_and_take_the_answer_of_the_large_model(make_bundle):
+    frames = np.array([[255, 0, 9, 9], [9, 0, 0, 0], [255, 7, 3, 5]], np.uint8).reshape(3, 2, 2, 1)
+    with load(make_bundle("nan", "negated", thresholds=[0.0])) as cascade:
+        results = cascade.run(frames)
+    assert results.stage.tolist() == [1, 0, 1]
+    assert results.label.tolist() == [1, 0, 2]
+
+
+def test_rows_with_nan_logits_in_the_last_stage_have_confidence_zero(make_bundle):
+    frames = np.array([[255, 0, 9, 9], [9, 0, 0, 0]], np.uint8).reshape(2, 2, 2, 1)
+    with load(make_bundle("echo", "nan", thresholds=[1.0])) as cascade:
+        results = cascade.run(frames)
+    assert (results.label.tolist(), results.confidence[0]) == ([0, 0], 0.0)
+
+
+def test_zero_frames_give_empty_results(make_bundle):
+    with load(make_bundle("echo", "negated")) as cascade:
+        results = cascade.run(np.empty((0, 2, 2, 1), np.uint8))
+    assert len(results) == 0
+    assert (results.label.dtype, results.confidence.dtype) == (np.int32, np.float32)
+    assert results.stage.dtype == np.int8
+
+
+def test_results_belong_to_the_caller(make_bundle, random_frames):
+    with load(make_bundle("echo", "negated", thresholds=[0.9])) as cascade:
+        frames = random_frames(50)
+        before = frames.copy()
+        first = cascade.run(frames)
+        copies = [array.copy() for array in (first.label, first.confidence, first.stage)]
+        cascade.run(random_frames(50, seed=9))
+    for array, copy in zip((first.label, first.confidence, first.stage), copies, strict=True):
+        np.testing.assert_array_equal(array, copy)
+    np.testing.assert_array_equal(frames, before)
+
+
+@pytest.mark.parametrize("batch", [4, 256])
+def test_a_later_stage_reads_the_tensors_of_its_own_rows(
+    make_bundle, stage, models, random_frames, batch
+):
+    """Features come from the first stage, through a second gate that took rows out between."""
+    reader = stage("reads_features", sources={"input": "frames", "features": "features/features"})
+    folder = make_bundle("features", "negated", reader, thresholds=[0.9, 0.8])
+    frames = random_frames(113, seed=5)
+    with load(folder, batch=batch) as cascade:
+        results = cascade.run(frames)
+    pixels = [alone(models, name, frames) for name in ("echo", "negated", "negated")]
+    expected = expected_results(pixels, [0.9, 0.8])
+    assert set(expected[2]) == {0, 1, 2}
+    assert_results(results, expected)
+
+
+@pytest.mark.parametrize("batch", [4, 256])
+def test_a_third_stage_reads_the_tensors_of_the_second(
+    make_bundle, stage, models, random_frames, batch
+):
+    """The second stage holds only escalated rows, so a row's place in it is not its own number."""
+    second = stage("features")
+    reader = stage("reads_features", sources={"input": "frames", "features": "features/features"})
+    folder = make_bundle("negated", second, reader, thresholds=[0.9, 0.8])
+    frames = random_frames(113, seed=6)
+    with load(folder, batch=batch) as cascade:
+        results = cascade.run(frames)
+    pixels = [alone(models, name, frames) for name in ("negated", "echo", "negated")]
+    expected = expected_results(pixels, [0.9, 0.8])
+    assert set(expected[2]) == {0, 1, 2}
+    assert_results(results, expected)
+
+
+def test_stages_with_different_preprocessing_see_their_own(make_bundle, stage, random_frames):
+    """`wide` answers from the means of the rows of a 4 x 6 image, here stretched from 2 x 2."""
+    pixels = {"size": [4, 6], "colour": "grey", "mean": [0.0], "std": [1 / 255]}
+    folder = make_bundle(
+        "echo", stage("wide", preprocessing=pixels), "negated", thresholds=[0.9, 0.55]
+    )
+    frames = random_frames(59, seed=8, most=40)
+    with load(folder, batch=16) as cascade:
+        results = cascade.run(frames)
+    first = frames.reshape(59, 4).astype(float)
+    upper, lower = first[:, :2].mean(1), first[:, 2:].mean(1)
+    rows = np.stack([upper, 0.75 * upper + 0.25 * lower, 0.25 * upper + 0.75 * lower, lower], 1)
+    expected = expected_results([first, rows, -first], [0.9, 0.55])
+    assert set(expected[2]) == {0, 1, 2}
+    assert_results(results, expected)
+
+
+def test_a_stage_may_use_other_normalisation_of_the_same_size(make_bundle, stage, models):
+    halved = {"size": [2, 2], "colour": "grey", "mean": [0.0], "std": [2 / 255]}
+    folder = make_bundle("echo", stage("negated", preprocessing=halved), thresholds=[1.0])
+    frames = np.array([[8, 2, 4, 4]], np.uint8).reshape(1, 2, 2, 1)
+    with load(folder) as cascade:
+        confidence = cascade.run(frames).confidence[0]
+    assert confidence == pytest.approx(1 / (1 + math.exp(-3) + 2 * math.exp(-1)), rel=1e-5)
+
+
+def test_colour_frames_reach_a_grey_saver_and_a_colour_model(make_bundle, stage):
+    unit = {"size": [2, 2], "colour": "rgb", "mean": [0.0] * 3, "std": [1 / 255] * 3}
+    folder = make_bundle(
+        "echo",
+        stage("colour", preprocessing=unit),
+        input={"shape": [2, 2, 3], "colour": "bgr"},
+        thresholds=[0.99],
+    )
+    frames = np.zeros((2, 2, 2, 3), np.uint8)
+    frames[0, 1, 0] = [200, 0, 0]  # all blue: bright for the saver, nothing for the red channel
+    frames[1] = 20
+    frames[1, 0, 1, 2] = 29  # a little more red: 2.7 grey levels more for the saver
+    with load(folder) as cascade:
+        results = cascade.run(frames)
+    assert results.stage.tolist() == [0, 1]
+    assert results.label.tolist() == [2, 1]
+    assert results.confidence[1] == pytest.approx(1 / (1 + 3 * math.exp(-9)), rel=1e-5)
+
+
+@pytest.mark.parametrize("batch", [5, 256])
+def test_force_sends_rows_on_through_every_gate(make_bundle, models, random_frames, batch):
+    frames = random_frames(43, seed=2, most=200)
+    force = (np.arange(43) % 3 == 0).astype(np.uint8) * 255
+    with load(
+        make_bundle("echo", "negated", "features", thresholds=[0.5, 0.5]), batch=batch
+    ) as cascade:
+        results = cascade.run(frames, force=force)
+    logits = [alone(models, name, frames) for name in ("echo", "negated", "echo")]
+    assert_results(results, expected_results(logits, [0.5, 0.5], force))
+    assert (results.stage[force > 0] == 2).all()
+
+
+@pytest.fixture
+def distinct(make_bundle, stage):
+    """Three stages whose names differ, for checks of force per gate."""
+    second = stage("echo", name="again")
+    return make_bundle("echo", second, "negated", thresholds=[0.5, 0.5])
+
+
+def test_force_per_gate_opens_only_that_gate(distinct):
+    frames = np.zeros((6, 2, 2, 1), np.uint8)
+    frames[:, 0, 0] = 200
+    force = np.zeros((2, 6), np.uint8)
+    force[0, [1, 4]] = 1
+    force[1, [2, 4]] = 1
+    with load(distinct, batch=4) as cascade:
+        results = cascade.run(frames, force=force)
+    assert results.stage.tolist() == [0, 1, 0, 0, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("force", "got"),
+    [
+        (np.zeros(3, np.uint8), r"uint8 \[3\]"),
+        (np.zeros(4, bool), r"bool \[4\]"),
+        (np.zeros((1, 4), np.uint8), r"uint8 \[1, 4\]"),
+        (np.zeros((2, 4, 1), np.uint8), r"uint8 \[2, 4, 1\]"),
+    ],
+)
+def test_force_of_another_shape_or_type_is_refused(distinct, force, got):
+    with load(distinct) as cascade, pytest.raises(InputError) as caught:
+        cascade.run(np.zeros((4, 2, 2, 1), np.uint8), force=force)
+    assert re.search(rf"force: expected u8 \[4\] or u8 \[2, 4\], got {got}", str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("frames", "got", "advice"),
+    [
+        (np.zeros((2, 2, 1), np.uint8), "uint8 [2, 2, 1]", "frame[None]"),
+        (np.zeros((5, 2, 2), np.uint8), "uint8 [5, 2, 2]", "frames[..., None]"),
+        (np.zeros((2, 2), np.uint8), "uint8 [2, 2]", "make a bundle for this size"),
+        (np.zeros((1, 2, 2, 1)), "float64 [1, 2, 2, 1]", "0..255 in numpy.uint8"),
+        (np.zeros((1, 2, 2, 1), np.int8), "int8 [1, 2, 2, 1]", "0..255 in numpy.uint8"),
+        (np.zeros((1, 2, 2, 1), bool), "bool [1, 2, 2, 1]", "0..255 in numpy.uint8"),
+        (np.zeros((1, 3, 2, 1), np.uint8), "uint8 [1, 3, 2, 1]", "Resize the frames"),
+        (np.zeros((1, 2, 2, 3), np.uint8), "uint8 [1, 2, 2, 3]", ""),
+        (np.zeros((1, 1, 2, 2), np.uint8), "uint8 [1, 1, 2, 2]", ""),
+        (np.zeros((0, 3, 2, 1), np.uint8), "uint8 [0, 3, 2, 1]", "Resize the frames"),
+        ("text", "<U4 []", ""),
+    ],
+)
+def test_frames_that_do_not_fit_are_refused_with_advice(make_bundle, frames, got, advice):
+    with load(make_bundle("echo", "negated")) as cascade, pytest.raises(InputError) as caught:
+        cascade.run(frames)
+    message = str(caught.value)
+    assert f"frames: expected u8 [N, 2, 2, 1] (grey), got {got}." in message
+    assert advice in message
+    assert isinstance(caught.value, ValueError)
+
+
+def test_frames_of_any_size_are_taken_where_the_bundle_names_none(make_bundle):
+    folder = make_bundle("echo", "negated", input={"shape": [0, 0, 1], "colour": "grey"})
+    frames = np.zeros((3, 8, 4, 1), np.uint8)
+    frames[:, 4:, 2:] = 99
+    with load(folder) as cascade:
+        assert cascade.run(frames).label.tolist() == [3, 3, 3]
+        for shape in [(3, 0, 4, 1), (3, 8, 0, 1), (3, 8, 4, 3)]:
+            with pytest.raises(InputError, match=r"expected u8 \[N, height, width, 1\]"):
+                cascade.run(np.zeros(shape, np.uint8))
+
+
+def test_lists_of_frames_are_taken_as_arrays(make_bundle, random_frames):
+    frames = random_frames(3)
+    with load(make_bundle("echo", "negated")) as cascade:
+        assert cascade.run(list(frames)).label.tolist() == cascade.run(frames).label.tolist()
+
+
+def test_thresholds_per_class_are_chosen_by_the_answer_of_the_saver(make_bundle):
+    frames = np.array([[2, 0, 0, 0], [0, 2, 0, 0], [0, 0, 2, 0]], np.uint8).reshape(3, 2, 2, 1)
+    folder = make_bundle("echo", "negated", thresholds=[[0.5, 0.9, 1.0, 0.0]])
+    with load(folder) as cascade:
+        assert cascade.run(frames).stage.tolist() == [0, 1, 1]
+        cascade.thresholds = [np.array([0.9, 0.5, 0.5, 0.5])]
+        assert cascade.run(frames).stage.tolist() == [1, 0, 0]
+        assert cascade.thresholds == ([0.9, 0.5, 0.5, 0.5],)
+
+
+def test_new_thresholds_apply_to_the_next_run(make_bundle, random_frames):
+    with load(make_bundle("echo", "negated")) as cascade:
+        cascade.thresholds = [0.0]
+        assert set(cascade.run(random_frames(9)).stage) == {0}
+        cascade.thresholds = [1]
+        assert set(cascade.run(random_frames(9)).stage) == {1}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([], "expected 1, one per gate, got 0"),
+        ([0.5, 0.5], "expected 1, one per gate, got 2"),
+        ([1.5], r"expected numbers in \[0, 1\]"),
+        ([-0.1], r"expected numbers in \[0, 1\]"),
+        ([math.nan], r"expected numbers in \[0, 1\]"),
+        ([[0.5, 0.5]], r"one or one per class \(4\)"),
+        ([[0.5, 0.5, 0.5, 2.0]], r"expected numbers in \[0, 1\]"),
+    ],
+)
+def test_thresholds_that_do_not_fit_are_refused_and_the_old_ones_stay(make_bundle, values, message):
+    with load(make_bundle("echo", "negated", thresholds=[0.75])) as cascade:
+        with pytest.raises(InputError, match=message):
+            cascade.thresholds = values
+        assert cascade.thresholds == (0.75,)
+
+
+@pytest.mark.parametrize(
+    ("score", "threshold"),
+    [
+        ({"temperature": 3.0}, 0.5),
+        ({"name": "margin"}, 0.6),
+        ({"name": "entropy"}, 0.5),
+        ({"name": "p_norm", "p": 2.0}, 0.7),
+    ],
+)
+def test_a_gate_uses_its_score(make_bundle, random_frames, score, threshold):
+    frames = random_frames(61, seed=4)
+    folder = make_bundle("echo", "negated", thresholds=[threshold], scores=[score])
+    with load(folder) as cascade:
+        results = cascade.run(frames)
+    options = {"name": "max_softmax", **score}
+    value = reference.score(frames.reshape(61, 4), options.pop("name"), **options)
+    expected = (value <= np.float32(threshold)).astype(int)
+    assert 0 < expected.sum() < 61
+    assert results.stage.tolist() == expected.tolist()
+    assert results.confidence[expected == 0] == pytest.approx(value[expected == 0], rel=1e-5)
+
+
+def test_a_learned_gate_reads_the_score_of_the_model(make_bundle):
+    """The score of `features` is its first pixel / 255."""
+    frames = np.array([[102, 0, 0, 200], [51, 200, 0, 0], [0, 0, 7, 0]], np.uint8)
+    folder = make_bundle(
+        "features", "negated", thresholds=[0.25], scores=[{"name": "learned", "output": "score"}]
+    )
+    with load(folder) as cascade:
+        results = cascade.run(frames.reshape(3, 2, 2, 1))
+    assert results.stage.tolist() == [0, 1, 1]
+    assert results.label[0] == 3
+    assert results.confidence[0] == pytest.approx(0.4)
+
+
+def test_submit_and_stream_give_the_results_in_order(make_bundle, random_frames):
+    batches = [random_frames(n, seed=n) for n in (5, 1, 40, 0, 7)]
+    with load(make_bundle("echo", "negated", thresholds=[0.9]), batch=16) as cascade:
+        expected = [cascade.run(frames) for frames in batches]
+        pending = [cascade.submit(frames) for frames in batches]
+        assert all(item.done() for item in pending)
+        streamed = list(cascade.stream(iter(batches)))
+        for results in ([item.result() for item in pending], streamed):
+            assert [len(r) for r in results] == [5, 1, 40, 0, 7]
+            for found, right in zip(results, expected, strict=True):
+                assert found.label.tolist() == right.label.tolist()
+                assert found.stage.tolist() == right.stage.tolist()
+
+
+def test_stream_takes_batches_only_as_results_are_asked_for(make_bundle, random_frames):
+    taken = []
+
+    def batches():
+        for number in range(10):
+            taken.append(number)
+            yield random_frames(2, seed=number)
+
+    with load(make_bundle("echo", "negated")) as cascade:
+        stream = cascade.stream(batches())
+        next(stream)
+        assert len(taken) <= 2
+        assert len(list(stream)) == 9
+
+
+def test_stream_of_nothing_gives_nothing(make_bundle):
+    with load(make_bundle("echo", "negated")) as cascade:
+        assert list(cascade.stream([])) == []
+
+
+def test_threads_may_call_at_once_and_each_gets_its_own_answers(make_bundle, random_frames):
+    inputs = [random_frames(23 + n, seed=n) for n in range(6)]
+    with load(make_bundle("echo", "negated", "rows", thresholds=[0.95, 0.9]), batch=8) as cascade:
+        expected = [cascade.run(frames) for frames in inputs]
+        wrong = []
+
+        def work(number):
+            for _ in range(20):
+                found = cascade.run(inputs[number])
+                same = found.label.tolist() == expected[number].label.tolist()
+                same &= found.confidence.tolist() == expected[number].confidence.tolist()
+                wrong.extend([] if same else [number])
+
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+
+
+def close(cascade):
+    cascade.close()
+
+
+def change_thresholds(cascade):
+    cascade.thresholds = [0.0]
+
+
+@pytest.mark.parametrize("change", [close, change_thresholds])
+def test_a_batch_under_way_is_finished_before_the_cascade_changes(make_bundle, change):
+    frames = np.zeros((4, 2, 2, 1), np.uint8)
+    with load(make_bundle("echo", "negated", thresholds=[0.5]), batch=2) as cascade:
+        execute, started, go_on = cascade.executor.execute, threading.Event(), threading.Event()
+
+        def slow(*arguments, **options):
+            started.set()
+            assert go_on.wait(10)
+            execute(*arguments, **options)
+
+        cascade.executor.execute = slow
+        answers = []
+        runner = threading.Thread(target=lambda: answers.append(cascade.run(frames)))
+        changer = threading.Thread(target=change, args=(cascade,))
+        runner.start()
+        assert started.wait(10)
+        changer.start()
+        changer.join(0.05)
+        waited = changer.is_alive()
+        go_on.set()
+        runner.join()
+        changer.join()
+    assert waited
+    assert answers[0].stage.tolist() == [1, 1, 1, 1]
+
+
+def test_close_may_be_called_again_and_then_every_call_is_refused(make_bundle, random_frames):
+    cascade = load(make_bundle("echo", "negated"))
+    cascade.close()
+    cascade.close()
+    calls = [
+        lambda: cascade.run(random_frames(3)),
+        lambda: cascade.run(random_frames(0)),
+        lambda: cascade.submit(random_frames(3)),
+        lambda: next(cascade.stream([random_frames(3)])),
+        cascade.check_golden,
+    ]
+    for call in calls:
+        with pytest.raises(ClosedError, match=r"closed\. Load it again"):
+            call()
+    assert cascade.executor.stages == []
+
+
+def test_leaving_the_block_closes_and_lets_the_error_through(make_bundle, random_frames):
+    with pytest.raises(ZeroDivisionError), load(make_bundle("echo", "negated")) as cascade:
+        raise ZeroDivisionError
+    with pytest.raises(ClosedError):
+        cascade.run(random_frames(1))
+
+
+def test_a_refused_batch_leaves_the_cascade_usable(make_bundle, random_frames):
+    with load(make_bundle("echo", "negated")) as cascade:
+        with pytest.raises(InputError):
+            cascade.run(np.zeros(3))
+        assert len(cascade.run(random_frames(3))) == 3
+
+
+@pytest.mark.parametrize("options", [{"batch": 0}, {"batch": -1}, {"threads": 0}])
+def test_batch_and_threads_below_one_are_refused(make_bundle, options):
+    with pytest.raises(InputError, match="batch and threads: expected at least 1, got"):
+        Cascade.load(make_bundle("echo", "negated"), **options)
+
+
+@pytest.mark.parametrize("device", ["cuda", "tpu", ""])
+def test_a_device_that_is_not_there_is_refused(make_bundle, device):
+    with pytest.raises(InputError, match=f"device {device!r}: .*device='cpu'"):
+        load(make_bundle("echo", "negated"), device=device)
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_auto_and_cpu_run_here(make_bundle, random_frames, device):
+    with load(make_bundle("echo", "negated"), device=device) as cascade:
+        assert len(cascade.run(random_frames(2))) == 2
+
+
+def test_an_opened_bundle_can_be_given(make_bundle):
+    bundle = load_bundle(make_bundle("echo", "negated"))
+    with load(bundle) as cascade:
+        assert cascade.bundle is bundle
+        assert cascade.stage_names == ("echo", "negated")
+
+
+@pytest.mark.parametrize(
+    "forms", [["fp32"], ["fp32", "fp16"], ["fp32", "fp32", "fp32"], ["x", "y"]]
+)
+def test_forms_that_the_cpu_does_not_run_are_refused(make_bundle, forms):
+    with pytest.raises(
+        InputError, match="forms: expected 2, one per stage, each of fp32, int8_host"
+    ):
+        load(make_bundle("echo", "negated"), forms=forms)
+
+
+def test_a_form_that_is_not_in_the_bundle_is_refused(make_bundle):
+    with pytest.raises(BundleError, match="stage echo has no form int8_host; it has fp32"):
+        load(make_bundle("echo", "negated"), forms=["int8_host", "fp32"])
+
+
+def test_forms_without_thresholds_are_refused_with_those_there_are(make_bundle, stage):
+    saver = stage("echo")
+    saver["forms"]["int8_host"] = saver["forms"]["fp32"]
+    folder = make_bundle(saver, "negated")
+    with pytest.raises(BundleError) as caught:
+        load(folder, forms=["int8_host", "fp32"])
+    assert "no thresholds for int8_host/fp32; it has fp32/fp32" in str(caught.value)
+    assert "calibration.search" in str(caught.value)
+
+
+def write_golden(folder, frames, **logits):
+    arrays = {"frames": frames} if frames is not None else {}
+    arrays |= {f"logits/{name}/fp32": values for name, values in logits.items()}
+    np.savez(folder / "golden.npz", **arrays)
+    return describe(folder)
+
+
+def describe(folder):
+    content = (folder / "golden.npz").read_bytes()
+    return {"file": "golden.npz", "sha256": hashlib.sha256(content).hexdigest()}
+
+
+@pytest.fixture
+def golden(tmp_path, make_bundle, random_frames):
+    """Write a bundle of echo and negated whose golden samples are changed by ``change``."""
+
+    def make(change=lambda arrays: None):
+        folder = tmp_path / "bundle"
+        folder.mkdir()
+        frames = random_frames(5, seed=1)
+        flat = frames.reshape(5, 4).astype(np.float32)
+        arrays = {"frames": frames, "echo": flat, "negated": -flat}
+        change(arrays)
+        described = write_golden(folder, arrays.pop("frames", None), **arrays)
+        return make_bundle("echo", "negated", thresholds=[0.5], golden=described)
+
+    return make
+
+
+def test_golden_samples_that_agree_let_the_cascade_load(golden, random_frames):
+    with load(golden()) as cascade:
+        cascade.check_golden()
+        assert [stage.timings.rows for stage in cascade.executor.stages] == [0, 0]
+        assert len(cascade.run(random_frames(3))) == 3
+
+
+def test_golden_samples_are_checked_up_to_the_batch(golden):
+    load(golden(), batch=2).close()
+
+
+@pytest.mark.parametrize("name", ["echo", "negated"])
+@pytest.mark.parametrize("difference", [0.02, -3.0, math.nan])
+def test_golden_samples_refuse_other_logits(golden, name, difference):
+    def change(arrays):
+        arrays[name][3, 2] += difference
+
+    with pytest.raises(BundleError, match="golden samples give other logits") as caught:
+        load(golden(change))
+    assert f"{name}.onnx" in str(caught.value) and "rebuild the bundle" in str(caught.value)
+
+
+def test_golden_samples_allow_rounding(golden):
+    def change(arrays):
+        arrays["echo"] += 0.009
+
+    load(golden(change)).close()
+
+
+def test_golden_samples_notice_a_model_swapped_with_its_hash(golden, models):
+    folder = golden()
+    old, new = ((models / f"{name}.onnx").read_bytes() for name in ("negated", "echo"))
+    (folder / "negated.onnx").write_bytes(new)
+    spec = folder / "cascade.json"
+    hashes = [hashlib.sha256(content).hexdigest() for content in (old, new)]
+    spec.write_text(spec.read_text().replace(*hashes))
+    with pytest.raises(BundleError, match=r"negated\.onnx: golden samples give other logits"):
+        load(folder)
+
+
+def drop_frames(arrays):
+    del arrays["frames"]
+
+
+def drop_logits(arrays):
+    del arrays["negated"]
+
+
+def drop_all(arrays):
+    for name in arrays:
+        arrays[name] = arrays[name][:0]
+
+
+def drop_row(arrays):
+    arrays["negated"] = arrays["negated"][:-1]
+
+
+def add_class(arrays):
+    arrays["echo"] = np.pad(arrays["echo"], ((0, 0), (0, 1)))
+
+
+def drop_channel(arrays):
+    arrays["frames"] = arrays["frames"][..., 0]
+
+
+@pytest.mark.parametrize(
+    "change", [drop_frames, drop_logits, drop_all, drop_row, add_class, drop_channel]
+)
+def test_golden_samples_that_do_not_fit_the_bundle_are_refused_by_name(golden, change):
+    with pytest.raises(BundleError, match=r"golden\.npz: .*expected .*, got .*Rebuild the bundle"):
+        load(golden(change))
+
+
+def test_a_golden_file_that_is_no_npz_is_refused(golden):
+    folder = golden()
+    before = describe(folder)["sha256"]
+    (folder / "golden.npz").write_bytes(b"PK\3\4 nothing more")
+    spec = folder / "cascade.json"
+    spec.write_text(spec.read_text().replace(before, describe(folder)["sha256"]))
+    with pytest.raises(BundleError, match=r"golden\.npz: not an npz .*Rebuild the bundle"):
+        load(folder)
+
+
+def test_a_golden_file_with_other_content_is_refused(golden):
+    folder = golden()
+    (folder / "golden.npz").write_bytes(b"other")
+    with pytest.raises(BundleError, match=r"golden\.npz: content differs"):
+        load(folder)
+
+
+def test_the_demo_bundle_answers_as_its_models_alone(selection_frames):
+    """Rows within rounding of a threshold or of a tie may differ: the batches are others."""
+    with load(demo_folder(), batch=32) as cascade:
+        results = cascade.run(selection_frames)
+        spec, thresholds = cascade.bundle.spec, cascade.thresholds
+        paths = [stage.path for stage in cascade.executor.stages]
+    logits = []
+    for stage, path in zip(spec.stages, paths, strict=True):
+        mean, std = stage.preprocessing.mean[0], stage.preprocessing.std[0]
+        inputs = (selection_frames.transpose(0, 3, 1, 2) / 255 - mean) / std
+        session = ort.InferenceSession(str(path))
+        logits.append(session.run(None, {"input": inputs.astype(np.float32)})[0])
+    label, confidence, stage = map(np.array, expected_results(logits, thresholds))
+    assert set(stage) == set(range(len(spec.stages)))
+    same = (results.label == label) & (results.stage == stage)
+    assert (~same).sum() <= 1
+    np.testing.assert_allclose(results.confidence[same], confidence[same], atol=1e-4)
+
+
+@pytest.fixture
+def selection_frames():
+    with np.load(demo_folder() / "data" / "selection.npz") as stored:
+        return stored["images"][:307]

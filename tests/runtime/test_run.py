@@ -1,0 +1,96 @@
+"""Classifying files from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from runtime import run
+from runtime.bundle import demo_folder
+from runtime.cascade import Cascade
+from runtime.images import load_arrays
+
+FRAMES = load_arrays(demo_folder() / "data" / "selection.npz")[0][:7]
+
+
+def invoke(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(run.main, [str(item) for item in arguments])
+
+
+def lines(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for index, frame in enumerate(FRAMES):
+        cv2.imwrite(str(tmp_path / f"{index}.png"), frame)
+    return tmp_path
+
+
+def test_a_folder_gives_the_answers_of_the_cascade_in_order_of_name(folder):
+    result = invoke(folder, "--batch", "3")
+    assert result.exit_code == 0, result.output
+    with Cascade.load(demo_folder()) as cascade:
+        expected = cascade.run(FRAMES)
+        stages, names = cascade.stage_names, cascade.bundle.spec.labels
+    for index, line in enumerate(lines(result.stdout)):
+        assert line["source"] == str(folder / f"{index}.png")
+        assert line["label"] == expected.label[index]
+        assert line["name"] == names[expected.label[index]]
+        assert line["confidence"] == pytest.approx(expected.confidence[index], abs=1e-5)
+        assert line["stage"] == stages[expected.stage[index]]
+    assert len(lines(result.stdout)) == len(FRAMES)
+
+
+def test_a_picture_that_does_not_decode_is_reported_and_the_rest_goes_on(folder):
+    (folder / "3.png").write_bytes(b"not a picture")
+    result = invoke(folder)
+    assert result.exit_code == 2
+    answers = lines(result.stdout)
+    assert [("error" in line) for line in answers] == [index == 3 for index in range(7)]
+    assert "does not decode" in answers[3]["error"]
+    assert "1 not decoded" in result.stderr
+
+
+def test_npz_rows_are_numbered(tmp_path):
+    np.savez(tmp_path / "some.npz", images=FRAMES)
+    answers = lines(invoke(tmp_path / "some.npz").stdout)
+    assert [line["index"] for line in answers] == list(range(7))
+
+
+def test_out_writes_the_whole_file_or_nothing(folder):
+    out = folder / "answers.jsonl"
+    assert invoke(folder, "--out", out).exit_code == 0
+    assert len(lines(out.read_text())) == 7
+    out.unlink()
+    assert invoke(folder / "missing.png", "--out", out).exit_code == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["missing.png"], "missing.png: not found"),
+        (["."], "no pictures found"),
+        (["--bundle", "missing", "."], "cascade.json: not found"),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_message(tmp_path, monkeypatch, arguments, expected):
+    monkeypatch.chdir(tmp_path)
+    result = invoke(*arguments)
+    assert result.exit_code == 1
+    assert expected in result.output
+    assert "Traceback" not in result.output
+
+
+def test_an_unwritable_output_is_an_error_without_a_traceback(folder):
+    result = invoke(folder, "--out", folder / "missing" / "answers.jsonl")
+    assert result.exit_code == 1
+    assert "missing" in result.output
+    assert "Traceback" not in result.output

@@ -1,0 +1,172 @@
+"""The training loop on a few images: needs torch, so it belongs to the long jobs."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtime.bundle import demo_folder
+from runtime.host import HostModel
+from runtime.images import load_arrays
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def split():
+    from savers.dataset import Split
+
+    images, labels = load_arrays(demo_folder() / "data" / "selection.npz")
+    return Split(images[:1500], labels[:1500])
+
+
+@pytest.fixture
+def recipe():
+    from savers.distil import Recipe
+
+    return Recipe(epochs=4, seed=7, batch=64, monitor_size=300, learning_rate=0.05)
+
+
+def fit(split, recipe, checkpoint: Path, *, teacher=None, network="tiny"):
+    import torch
+
+    from savers.distil import Trainer
+    from savers.networks import NETWORKS
+
+    torch.manual_seed(recipe.seed)
+    epochs = []
+    trainer = Trainer(NETWORKS[network](), split, recipe, teacher=teacher)
+    trained = trainer.run(checkpoint, epochs.append)
+    return trained, trainer, epochs
+
+
+def weights(network) -> list[np.ndarray]:
+    return [value.numpy() for value in network.state_dict().values()]
+
+
+def test_training_learns_from_labels(split, recipe, tmp_path):
+    _, trainer, epochs = fit(split, recipe, tmp_path / "a.ckpt")
+    assert [epoch.number for epoch in epochs] == [1, 2, 3, 4]
+    assert epochs[-1].loss < epochs[0].loss
+    # 300 monitor images, ten classes: chance is 0.1 with a standard error of 0.02.
+    assert trainer.monitored_accuracy > 0.4
+
+
+def test_training_learns_from_a_teacher_alone(split, recipe, tmp_path):
+    import torch
+
+    wrong = dataclasses.replace(recipe, teacher_weight=1.0)
+    teacher = 12.0 * torch.nn.functional.one_hot(torch.from_numpy(split.labels).long(), 10)
+    liar = split._replace(labels=(split.labels + 1) % 10)
+    _, trainer, _ = fit(liar, wrong, tmp_path / "a.ckpt", teacher=teacher.float())
+    assert trainer.monitored_accuracy < 0.1
+
+
+def test_training_goes_on_from_a_checkpoint_as_if_never_stopped(split, recipe, tmp_path):
+    whole, _, _ = fit(split, recipe, tmp_path / "whole.ckpt")
+
+    class Stop(Exception):
+        pass
+
+    from savers.distil import Trainer
+    from savers.networks import NETWORKS
+
+    def stop_after_two(epoch):
+        if epoch.number == 2:
+            raise Stop
+
+    import torch
+
+    torch.manual_seed(recipe.seed)
+    interrupted = Trainer(NETWORKS["tiny"](), split, recipe)
+    with pytest.raises(Stop):
+        interrupted.run(tmp_path / "cut.ckpt", stop_after_two)
+    resumed, _, epochs = fit(split, recipe, tmp_path / "cut.ckpt")
+    assert [epoch.number for epoch in epochs] == [3, 4]
+    for a, b in zip(weights(whole), weights(resumed), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_patience_ends_training(split, recipe, tmp_path):
+    hopeless = dataclasses.replace(recipe, epochs=30, learning_rate=0.0, patience=2)
+    _, _, epochs = fit(split, hopeless, tmp_path / "a.ckpt")
+    assert len(epochs) < 30
+
+
+def test_exported_onnx_gives_the_logits_of_the_network(split, recipe, tmp_path):
+    import torch
+
+    from savers.distil import normalise, predict
+    from savers.train import export_onnx
+
+    network, _, _ = fit(split, dataclasses.replace(recipe, epochs=1), tmp_path / "a.ckpt")
+    (tmp_path / "a.onnx").write_bytes(export_onnx(network))
+    model = HostModel(tmp_path / "a.onnx", threads=1)
+    for rows in (1, 5):
+        pixels = normalise(split.images[:rows])
+        found = model.run({"input": pixels.numpy()})["logits"]
+        with torch.no_grad():
+            expected = predict(network, pixels).numpy()
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_macs_of_the_zoo_are_what_its_cards_say():
+    from calibration.pool import load_pool
+    from savers.networks import NETWORKS, count_macs
+
+    pool = load_pool(demo_folder() / "models")
+    for name, card in pool.items():
+        assert count_macs(NETWORKS[card.recipe["network"]]()) == card.macs, name
+    assert pool["tiny"].macs <= 300_000
+    assert 1e6 <= pool["middle"].macs <= 4e6
+    assert 50e6 <= pool["large"].macs <= 60e6
+
+
+def test_macs_by_hand():
+    from torch import nn
+
+    from savers.networks import count_macs
+
+    network = nn.Sequential(nn.Conv2d(1, 2, 3, 2, 1), nn.Flatten(), nn.Linear(2 * 14 * 14, 5))
+    assert count_macs(network) == 2 * 14 * 14 * 9 + 2 * 14 * 14 * 5
+
+
+def test_a_student_needs_both_teacher_and_weight(split, recipe):
+    from savers.distil import Trainer
+    from savers.networks import NETWORKS
+
+    with pytest.raises(ValueError, match="go together"):
+        Trainer(NETWORKS["tiny"](), split, dataclasses.replace(recipe, teacher_weight=0.5))
+
+
+def test_views_shift_and_mirror():
+    from savers.distil import MEAN, STD, Views
+
+    image = np.arange(784, dtype=np.uint64).astype(np.uint8).reshape(1, 28, 28, 1)
+    views = Views(image, 1)
+    assert views.count == 18
+    plain = views.pixels(np.array([0]), np.array([8]))[0, 0].numpy() * STD + MEAN
+    np.testing.assert_allclose(255 * plain, image[0, :, :, 0], atol=1e-3)
+    mirrored = views.pixels(np.array([0]), np.array([9]))[0, 0].numpy() * STD + MEAN
+    np.testing.assert_allclose(255 * mirrored, image[0, :, ::-1, 0], atol=1e-3)
+    shifted = views.pixels(np.array([0]), np.array([0]))[0, 0].numpy() * STD + MEAN
+    np.testing.assert_allclose(255 * shifted[1:, 1:], image[0, :-1, :-1, 0], atol=1e-3)
+    assert np.abs(shifted[0]).max() < 1e-6
+
+
+def test_teacher_logits_are_the_mean_over_an_image_and_its_mirror_image(split):
+    import torch
+
+    from savers.distil import normalise, predict, teacher_logits
+    from savers.networks import NETWORKS
+
+    torch.manual_seed(3)
+    network = NETWORKS["tiny"]()
+    images = split.images[:9]
+    found = teacher_logits(network, images).numpy()
+    both = predict(network, normalise(images)) + predict(network, normalise(images[:, :, ::-1]))
+    # bfloat16 keeps 8 bits: a relative error of 2^-8 per layer, four layers.
+    np.testing.assert_allclose(found, both.numpy() / 2, atol=0.05)

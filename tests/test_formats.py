@@ -1,0 +1,97 @@
+"""The committed example of every file format loads, and says what docs/formats.md promises."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from calibration.budget import Budget
+from calibration.pool import Card
+from calibration.provenance import load_provenance, overlaps
+from calibration.records import load_data, load_record
+from runtime import bench_report
+from runtime.bundle import load_bundle, save_spec
+from runtime.schema import CascadeSpec
+
+DOCS = Path(__file__).parent.parent / "docs"
+EXAMPLES = DOCS / "formats"
+
+
+def test_cascade_example_uses_every_field_of_the_schema():
+    spec = load_bundle(EXAMPLES).spec
+    for name in CascadeSpec.model_fields:
+        assert getattr(spec, name), name
+    setting = spec.settings["fp32/fp32"]
+    assert setting.certificate and setting.certificate.covers and setting.gears and setting.path
+    assert all(gear >= setting.thresholds for gear in setting.gears)
+
+
+def test_cascade_example_is_written_as_it_was_read(tmp_path):
+    written = save_spec(tmp_path, load_bundle(EXAMPLES).spec)
+    assert written.read_text() == (EXAMPLES / "cascade.json").read_text()
+
+
+def test_golden_example_has_frames_and_logits_of_every_stage():
+    bundle = load_bundle(EXAMPLES)
+    assert bundle.spec.golden
+    with np.load(bundle.verified(bundle.spec.golden.file, bundle.spec.golden.sha256)) as golden:
+        assert golden["frames"].shape[1:] == bundle.spec.input.shape
+        for stage in bundle.spec.stages:
+            logits = golden[f"logits/{stage.name}/fp32"]
+            assert logits.shape == (len(golden["frames"]), len(bundle.spec.labels))
+            assert logits.dtype == np.float32
+
+
+def test_record_example_is_of_the_data_example():
+    data = load_data(EXAMPLES / "data.npz")
+    record = load_record(EXAMPLES / "record.npz")
+    assert record.labels is not None
+    assert data.labels is not None
+    np.testing.assert_array_equal(record.labels, data.labels)
+    assert record.logits.shape == (len(data.images), 10)
+
+
+def test_provenance_example_names_every_sample_of_the_data_example():
+    images = load_data(EXAMPLES / "data.npz").images
+    found = overlaps(images, [EXAMPLES / "provenance.npz"])
+    assert [item.samples for item in found] == [len(images)]
+    entry = load_bundle(EXAMPLES).spec.provenance[0]
+    assert load_provenance(EXAMPLES / entry.file).meta.purpose == entry.purpose
+
+
+def test_model_card_example_fits_the_format():
+    card = Card.model_validate_json((EXAMPLES / "model.json").read_text())
+    assert card.stage().forms["fp32"].sha256 == card.sha256
+
+
+def test_certifications_example_has_spent_two_of_four_looks():
+    assert Budget(EXAMPLES / "certifications.jsonl").spent() == pytest.approx(0.025)
+
+
+def test_results_example_has_the_fields_of_an_answer_and_of_an_error():
+    answer, error = map(json.loads, (EXAMPLES / "results.jsonl").read_text().splitlines())
+    assert list(answer) == ["source", "index", "label", "name", "confidence", "stage"]
+    assert list(error) == ["source", "index", "error"]
+
+
+def test_bench_example_can_be_shown_and_has_the_documented_keys():
+    report = json.loads((EXAMPLES / "bench.json").read_text())
+    bench_report.tables(report)
+    section = (DOCS / "formats.md").read_text().split("## Bench report")[1]
+    documented = {
+        key
+        for line in section.splitlines()
+        if line.startswith("| `")
+        for key in re.findall(r"`([a-z_]+)`", line.split("|")[1])
+    }
+    assert documented == set(report)
+
+
+def test_every_example_is_named_in_the_document():
+    text = (DOCS / "formats.md").read_text()
+    for path in EXAMPLES.iterdir():
+        assert f"formats/{path.name})" in text, path.name
