@@ -46,7 +46,7 @@ class Counts(NamedTuple):
 
 
 def binomial_cdf(k: int, n: int, p: float) -> float:
-    """Return ``P(Bin(n, p) <= k)``, accurate to about 1e-14 relative to the smaller tail.
+    """Return ``P(Bin(n, p) <= k)``, accurate to about 1e-13 relative to the smaller tail.
 
     Raises
     ------

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calibration.pool import Card
-from runtime.host import HostModel
+from runtime.host import HostModel, stage_threads
 from runtime.measurement import Subject
 
 Seconds = Mapping[int, float]
@@ -137,7 +137,12 @@ def host_runs(
 ) -> Iterator[tuple[str, Callable[[int], object]]]:
     """Yield per model a function that runs a batch of noise of the given size on the CPU."""
     for name, card in cards.items():
-        yield name, _host_run(HostModel(folder / card.file, threads=threads), card)
+        yield (
+            name,
+            _host_run(
+                HostModel(folder / card.file, threads=stage_threads(card.macs, threads)), card
+            ),
+        )
 
 
 def _host_run(model: HostModel, card: Card) -> Callable[[int], object]:

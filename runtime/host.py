@@ -38,6 +38,20 @@ Tensors = Mapping[str, npt.NDArray[Any]]
 Thresholds = Sequence["float | npt.NDArray[np.float32]"]
 
 
+SINGLE_THREAD_MACS = 1_000_000
+"""A model with fewer MACs per sample runs on one thread.
+
+Waking a second thread costs such a model more than it saves at camera batches. On 2 cores, tiny,
+middle and large of zoo/fashion in turn at 32, 14 and 2 rows take 2.1 ms a batch with tiny on one
+thread, 2.6 ms with all on two (docs/benchmarks.md).
+"""
+
+
+def stage_threads(macs: int, threads: int) -> int:
+    """Return how many of the available threads a model of so many MACs per sample runs on."""
+    return 1 if macs < SINGLE_THREAD_MACS else threads
+
+
 def available_threads() -> int:
     """Return how many CPUs this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -114,7 +128,7 @@ class HostStage:
         spec = bundle.spec.stages[index]
         self.spec: Stage = spec
         self.path = bundle.model(index, form)
-        self.model = HostModel(self.path, threads=threads)
+        self.model = HostModel(self.path, threads=stage_threads(spec.macs, threads))
         self.preprocessor = Preprocessor(spec.preprocessing, bundle.spec.input)
         classes = len(bundle.spec.labels)
         last = index == len(bundle.spec.stages) - 1

@@ -25,7 +25,9 @@ Threshold = UnitInterval | list[UnitInterval]
 class Schema(BaseModel):
     """Frozen; an unknown field is an error, so that a typing mistake is not read as a default."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=()
+    )
 
 
 class FrameFormat(Schema):

@@ -233,10 +233,13 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         env.ensure(env.Environment(tmp_path / "file" / "environment"), frozenset())
 
 
+OURS = ("PYTHON", "REQUIRE_ALL", "REQUIRE_GPU", "TINYSAVER_VENV")
+
+
 def start(*command, cwd, **variables):
-    kept = {key: value for key, value in os.environ.items() if key not in ("PYTHON", "REQUIRE_ALL")}
+    inherited = {key: value for key, value in os.environ.items() if key not in OURS}
     return subprocess.run(
-        command, cwd=cwd, env=kept | variables, capture_output=True, text=True, check=False
+        command, cwd=cwd, env=inherited | variables, capture_output=True, text=True, check=False
     )
 
 

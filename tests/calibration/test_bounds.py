@@ -1,6 +1,7 @@
 """Bounds and tests against scipy, and against the formulas written as plain loops."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -45,7 +46,15 @@ def wsr_by_loop(drops, epsilon, delta):
 def test_binomial_cdf_equals_scipy(n, p):
     middle = int(n * p)
     for k in {0, 1, n // 3, max(0, middle - 7), middle, middle + 1, n - 1, n}:
-        assert binomial_cdf(k, n, p) == pytest.approx(stats.binom.cdf(k, n, p), abs=1e-12)
+        assert binomial_cdf(k, n, p) == pytest.approx(stats.binom.cdf(k, n, p), abs=1e-10)
+
+
+@pytest.mark.parametrize(("n", "p"), [(17, 0.3), (301, 0.004), (1009, 0.02), (1009, 0.73)])
+def test_binomial_cdf_equals_the_sum_in_exact_fractions(n, p):
+    exact, total = Fraction(p), Fraction(0)
+    for k in range(min(n, 60)):
+        total += math.comb(n, k) * exact**k * (1 - exact) ** (n - k)
+        assert binomial_cdf(k, n, p) == pytest.approx(float(total), rel=1e-12, abs=0)
 
 
 def test_binomial_cdf_keeps_its_digits_far_in_the_lower_tail():

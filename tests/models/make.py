@@ -96,7 +96,7 @@ def rows() -> None:
 def features() -> None:
     """As `echo`, leaving also twice the pixels and a score, which is the first pixel / 255.
 
-    Its outputs mean [] and places [m, 2], of the pixels that are not 0, have no row for each sample.
+    Its outputs mean [] and places [m, 2] (of the pixels that are not 0) have no row per sample.
     """
     nodes = [
         helper.make_node("Flatten", ["input"], ["logits"]),

@@ -109,3 +109,59 @@ def random_frames():
         return np.random.default_rng(seed).integers(0, most, (n, 2, 2, 1)).astype(np.uint8)
 
     return draw
+
+
+@pytest.fixture
+def full_spec(make_spec, stage):
+    """Every optional field in use."""
+    forms = {
+        "fp32": {"file": "echo.onnx", "sha256": OTHER_SHA, "external_data": ["weights/a.bin"]},
+        "int8_host": {"file": "echo8.onnx", "sha256": OTHER_SHA},
+    }
+    certificate = {
+        "quantity": "accuracy_drop",
+        "epsilon": 0.005,
+        "delta": 0.0125,
+        "method": "wsr",
+        "n": 8000,
+        "harm": 31,
+        "help": 7,
+        "thresholds": [0.8125, 0.5],
+        "scores": [{}, {"name": "p_norm", "p": 4.0}],
+        "path": {"offsets": [0.0, -1.5]},
+        "passed": 321,
+        "order_seed": 2**64 - 1,
+        "escalation_rates": [0.25, 0.125],
+        "covers": {
+            "data_sha256": OTHER_SHA,
+            "stages": [
+                {
+                    "name": "saver",
+                    "model_sha256": OTHER_SHA,
+                    "engine": "onnxruntime",
+                    "form": "fp32",
+                    "preprocessing_sha256": OTHER_SHA,
+                }
+            ]
+            * 3,
+            "provenance": "checked",
+        },
+    }
+    return make_spec(
+        stage("echo", name="saver", forms=forms),
+        stage("features", name="middle"),
+        stage("reads_features", sources={"input": "frames", "features": "middle/features"}),
+        scores=[{"temperature": 1.3}, {"name": "p_norm", "p": 4.0}],
+        description="Größe: 2 x 2",
+        settings={
+            "fp32/fp32/fp32": {
+                "thresholds": [0.8125, [0.5, 0.25, 1.0, 0.0]],
+                "path": {"offsets": [0.0, -1.5]},
+                "certificate": certificate,
+                "gears": [[0.9, 0.95]],
+            },
+            "int8_host/fp32/fp32": {"thresholds": [1, 0.1]},
+        },
+        golden={"file": "golden.npz", "sha256": OTHER_SHA},
+        provenance=[{"purpose": "training", "file": "training.npz", "sha256": OTHER_SHA}],
+    )

@@ -35,7 +35,7 @@ def test_wilson_interval_equals_published_values(hits, n, low, high):
     assert wilson_interval(hits, n) == pytest.approx((low, high), abs=5e-5)
 
 
-@pytest.mark.parametrize("n", [1, 2, 31, 1000, 10**9])
+@pytest.mark.parametrize("n", [1, 2, 31, 1000])
 def test_wilson_interval_equals_scipy(n):
     for hits in {0, 1, n // 3, n - 1, n}:
         expected = stats.binomtest(hits, n).proportion_ci(0.95, method="wilson")
