@@ -69,7 +69,7 @@ RANDOM_IMAGES = 1_024
 @click.option("--quick", is_flag=True, help="A few seconds: 2,000 images, 100 batches.")
 @click.option("--seed", default=0, show_default=True, help="Of the order of images.")
 def main(**options: Any) -> None:
-    r"""Time a cascade, its large model and each saver alone on the same images.
+    """Time a cascade, its large model and each saver alone on the same images.
 
     Without arguments: 10,000 real images through the bundle that comes along, about half a minute.
 

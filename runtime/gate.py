@@ -20,7 +20,7 @@ Float32 = npt.NDArray[np.float32]
 class Decision(NamedTuple):
     """What a gate says of ``m`` rows: answers, and which rows to escalate (ascending, i64)."""
 
-    label: npt.NDArray[np.int32]
+    label: npt.NDArray[np.int64]
     confidence: Float32
     escalated: npt.NDArray[np.int64]
 
@@ -45,8 +45,8 @@ class HostGate:
         self._total = np.empty(rows, np.float32)
         self._confidence = np.empty(rows, np.float32)
 
-    def answer(self, logits: Float32) -> tuple[npt.NDArray[np.int32], Float32]:
-        """Return label i32 [m] and confidence f32 [m] of a last stage's logits f32 [m, K]."""
+    def answer(self, logits: Float32) -> tuple[npt.NDArray[np.int64], Float32]:
+        """Return label i64 [m] and confidence f32 [m] of a last stage's logits f32 [m, K]."""
         label, confidence, _ = self._softmax(logits)
         return label, confidence
 
@@ -82,7 +82,7 @@ class HostGate:
             kept &= force == 0
         return Decision(label, confidence, (~kept).nonzero()[0])
 
-    def _softmax(self, logits: Float32) -> tuple[npt.NDArray[np.int32], Float32, Float32]:
+    def _softmax(self, logits: Float32) -> tuple[npt.NDArray[np.int64], Float32, Float32]:
         # ufunc.reduce, not ndarray.max and sum: at one row their Python wrappers cost as much as
         # the saver. A bad row's total is NaN, which no threshold accepts.
         rows = len(logits)
@@ -94,8 +94,8 @@ class HostGate:
                 exponent /= np.float32(self._score.temperature)
         np.exp(exponent, out=exponent)
         np.add.reduce(exponent, axis=1, out=total)
-        label: npt.NDArray[np.int32] = logits.argmax(1).astype(np.int32)
-        confidence = np.divide(np.float32(1), total, out=self._confidence[:rows])
+        label: npt.NDArray[np.int64] = logits.argmax(1)
+        confidence = np.reciprocal(total, out=self._confidence[:rows])
         if math.isnan(np.add.reduce(total)):
             bad = np.isnan(total)
             label[bad] = reference.softmax(logits[bad]).label

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ from runtime.bundle import Bundle
 from runtime.errors import BundleError
 from runtime.gate import Decision, HostGate
 from runtime.preprocess import Frames, Preprocessor
-from runtime.schema import Form, Score, Stage
+from runtime.schema import Form, Score, Stage, StageInput
 
 ENGINE = "onnxruntime"
 """The engine's name in records and certificates."""
@@ -156,7 +156,7 @@ class HostStage:
         for item in self.spec.inputs:
             self.preprocessor(frames, out=self.inputs[item.tensor][: len(frames)])
 
-    def classify(self, frames: Frames) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    def classify(self, frames: Frames) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """Return the stage's own label and confidence of up to ``batch`` frames, without a gate."""
         self.feed(frames)
         return self.gate.answer(self.run(len(frames)))
@@ -178,6 +178,17 @@ class HostStage:
         return binding
 
 
+class _Wire(NamedTuple):
+    """Where an input buffer's rows come from: a buffer of an earlier stage, or frames if None."""
+
+    target: npt.NDArray[np.float32]
+    producer: int
+    source: npt.NDArray[np.float32] | None
+
+
+_NO_ROWS = np.empty(0, np.int64)
+
+
 class HostExecutor:
     """Runs all stages of a cascade on the CPU. Owns its sessions and buffers; not thread-safe."""
 
@@ -190,6 +201,10 @@ class HostExecutor:
             for index, form in enumerate(forms)
         ]
         _check_sources(self.stages)
+        self._wires = [
+            [self._wire(index, item) for item in stage.spec.inputs]
+            for index, stage in enumerate(self.stages)
+        ]
 
     def execute(
         self,
@@ -213,28 +228,22 @@ class HostExecutor:
             u8 [gates, n], non-zero sends a row on whatever its score.
         """
         label, confidence, deepest = results
-        stage_rows: list[npt.NDArray[np.int64]] = []
-        rows = np.arange(len(frames))
+        stage_rows = [np.arange(len(frames))]
         for index, stage in enumerate(self.stages):
+            rows = stage_rows[index]
             begin = perf_counter()
-            self._feed(index, frames, [*stage_rows, rows])
+            self._feed(index, frames, stage_rows)
             fed = perf_counter()
             logits = stage.run(len(rows))
             ran = perf_counter()
-            decision = self._decide(
-                index, logits, thresholds, None if force is None else force[:, rows]
-            )
-            target = slice(None) if index == 0 else rows
-            label[target], confidence[target], deepest[target] = (
-                decision.label,
-                decision.confidence,
-                index,
-            )
-            stage_rows.append(rows)
-            escalated = rows[decision.escalated]
+            decision = self._decide(index, logits, thresholds, force, rows)
+            # A slice writes faster than rows, and the first stage has all of them.
+            place = rows if index else slice(None)
+            label[place], confidence[place] = decision.label, decision.confidence
+            deepest[place] = index
+            stage_rows.append(rows[decision.escalated])
             _account(stage.timings, (begin, fed, ran, perf_counter()), len(rows))
-            rows = escalated
-            if not len(rows):
+            if not len(stage_rows[-1]):
                 break
 
     def reset_timings(self) -> None:
@@ -248,40 +257,42 @@ class HostExecutor:
         logits: npt.NDArray[np.float32],
         thresholds: Thresholds,
         force: npt.NDArray[np.uint8] | None,
+        rows: npt.NDArray[np.int64],
     ) -> Decision:
         stage = self.stages[index]
         if index == len(self.stages) - 1:
-            return Decision(*stage.gate.answer(logits), np.empty(0, np.int64))
+            return Decision(*stage.gate.answer(logits), _NO_ROWS)
         tensor = None
         if stage.score_tensor:
             tensor = stage.outputs[stage.score_tensor][: len(logits)].reshape(-1)
-        chosen = None if force is None else force[index]
-        return stage.gate.decide(logits, thresholds[index], tensor=tensor, force=chosen)
+        forced = None if force is None else force[index, rows]
+        return stage.gate.decide(logits, thresholds[index], tensor=tensor, force=forced)
 
     def _feed(self, index: int, frames: Frames, stage_rows: list[npt.NDArray[np.int64]]) -> None:
-        stage, rows = self.stages[index], stage_rows[index]
-        for item in stage.spec.inputs:
-            target = stage.inputs[item.tensor]
-            producer, source = self._source(index, item.source)
-            if source is None:
-                chosen = frames if index == 0 else frames[rows]
-                stage.preprocessor(chosen, out=target[: len(rows)])
-            else:
-                # Rows of a stage ascend, so the place of a source row in it is a binary search.
-                place = rows if producer == 0 else np.searchsorted(stage_rows[producer], rows)
-                np.take(source, place, axis=0, out=target[: len(rows)], mode="clip")
+        rows = stage_rows[index]
+        for wire in self._wires[index]:
+            target = wire.target[: len(rows)]
+            if wire.source is None:
+                self.stages[index].preprocessor(frames if index == 0 else frames[rows], out=target)
+                continue
+            # Rows of a stage ascend, so the place of a source row in it is a binary search.
+            place = rows if wire.producer == 0 else np.searchsorted(stage_rows[wire.producer], rows)
+            np.take(wire.source, place, axis=0, out=target, mode="clip")
 
-    def _source(self, index: int, source: str) -> tuple[int, npt.NDArray[np.float32] | None]:
-        if source != "frames":
-            name, _, tensor = source.partition("/")
-            producer = next(i for i, stage in enumerate(self.stages) if stage.spec.name == name)
-            return producer, self.stages[producer].outputs[tensor]
-        wanted = self.stages[index].spec.preprocessing
-        for producer, stage in enumerate(self.stages[:index]):
-            for item in stage.spec.inputs:
-                if item.source == "frames" and stage.spec.preprocessing == wanted:
-                    return producer, stage.inputs[item.tensor]
-        return index, None
+    def _wire(self, index: int, item: StageInput) -> _Wire:
+        stage = self.stages[index]
+        target = stage.inputs[item.tensor]
+        if item.source != "frames":
+            name, _, tensor = item.source.partition("/")
+            names = [other.spec.name for other in self.stages]
+            producer = names.index(name)
+            return _Wire(target, producer, self.stages[producer].outputs[tensor])
+        for producer, other in enumerate(self.stages[:index]):
+            for earlier in other.spec.inputs:
+                same = other.spec.preprocessing == stage.spec.preprocessing
+                if earlier.source == "frames" and same:
+                    return _Wire(target, producer, other.inputs[earlier.tensor])
+        return _Wire(target, index, None)
 
 
 def _account(timings: StageTimings, moments: tuple[float, float, float, float], rows: int) -> None:

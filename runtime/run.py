@@ -43,7 +43,7 @@ from runtime.terminal import Command, progress_bar
     help="Refuse a cascade that is not exactly the certified one.",
 )
 def main(sources: tuple[Path, ...], out: Path | None, **options: Any) -> None:
-    r"""Classify SOURCES: pictures, folders of pictures (searched through), npz files with images.
+    """Classify SOURCES: pictures, folders of pictures (searched through), npz files with images.
 
     Each picture gives one line of JSON: source, index, label, name, confidence, stage. One that
     does not decode gives source, index, error; the rest goes on, and the exit status is 2.

@@ -118,7 +118,7 @@ def main() -> None:
 )
 @click.option("--threads", type=int, help="CPU threads.  [default: all available]")
 def zoo(names: tuple[str, ...], data: Path, out: Path, work: Path, threads: int | None) -> None:
-    r"""Train the models of zoo/fashion and write its data slices.
+    """Train the models of zoo/fashion and write its data slices.
 
     Without NAMES: all of them, about an hour and a half on two cores. Seeds are fixed; on another
     processor or PyTorch the last digits, and so the weights, may differ.

@@ -387,6 +387,21 @@ def test_only_the_best_screened_are_forecast(
     assert shown["screened"] == 3
 
 
+def test_what_cannot_pay_is_not_forecast(
+    invoke: Invoke, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.record("selection")
+    replace_card(world, "tiny", macs=990)
+    replace_card(world, "middle", macs=995)
+
+    def watched(_: Screen, candidates: Sequence[Candidate], **__: Any) -> Any:
+        assert candidates == []
+        return []
+
+    monkeypatch.setattr(calibration.search, "rank", watched)
+    search(invoke, world)
+
+
 def test_a_card_of_provenance_that_is_not_training_is_refused(invoke: Invoke, world: World) -> None:
     write(invoke, world, world.bundle)
     cards: dict[str, Card] = load_pool(world.pool)

@@ -12,6 +12,7 @@ import pytest
 from runtime.schema import CascadeSpec
 
 MODELS = Path(__file__).parent.parent / "models"
+OTHER_SHA = "0123456789abcdef" * 4
 PIXELS = {"size": [2, 2], "colour": "grey", "mean": [0.0], "std": [1 / 255]}
 """Makes the network input equal to the pixels."""
 
