@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +13,9 @@ import numpy.typing as npt
 import pydantic
 
 from calibration.errors import CalibrationError
+from runtime import images
 from runtime.bundle import replacing
+from runtime.errors import InputError
 from runtime.schema import Schema
 
 Array = npt.NDArray[Any]
@@ -52,19 +53,9 @@ def read_npz(path: Path, required: tuple[str, ...]) -> dict[str, Array]:
         When the file is missing, is not a whole npz of plain arrays, or lacks a required array.
     """
     try:
-        # Given a path instead, np.load leaves the file open when it is damaged.
-        with path.open("rb") as stream:
-            archive = np.load(stream, allow_pickle=False)
-            if isinstance(archive, np.ndarray):
-                raise CalibrationError(f"{path}: expected named arrays (npz), got one bare array.")
-            arrays = {name: archive[name] for name in archive.files}
-    except FileNotFoundError:
-        raise CalibrationError(f"{path}: not found.") from None
-    # np.load says EOFError for an empty file, ValueError for a pickle or garbage.
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise CalibrationError(
-            f"{path}: not a whole npz file of plain arrays ({error}). Write or copy it again."
-        ) from None
+        arrays = images.read_npz(path)
+    except InputError as error:
+        raise CalibrationError(f"{error} Write or copy it again.") from None
     missing = [name for name in required if name not in arrays]
     if missing:
         found = ", ".join(sorted(arrays)) or "nothing"

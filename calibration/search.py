@@ -279,33 +279,34 @@ def _show(console: Console, found: Found) -> None:
             f"{shown}. Use it alone, or add cheaper or more accurate savers to the pool."
         )
         return
-    table = Table(title=LABEL.capitalize(), caption=f"{found.screened} cascades screened; {shown}")
-    for column in ("", "cascade", "offsets", "thresholds", "escalated"):
-        table.add_column(column)
-    for column in ("cost", "10-90 %", "times less", "MACs saved", "refused"):
-        table.add_column(column, justify="right")
-    for number, item in enumerate(found.ranking, 1):
-        table.add_row(str(number), *_row(found, item, alone))
+    table = Table(
+        title=LABEL.capitalize(),
+        caption=f"{found.screened} cascades screened; {shown}",
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
+    for column in ("cascade", "thresholds", "escalated"):
+        table.add_column(column, no_wrap=True)
+    for column in ("cost", "less", "MACs saved"):
+        table.add_column(column, justify="right", min_width=5)
+    for item in found.ranking:
+        table.add_row(*_row(found, item, alone))
     console.print(table)
 
 
 def _row(found: Found, item: Estimate, alone: float) -> list[str]:
-    least, most = sorted((item.costs[0], item.costs[-1]))
     return [
         " -> ".join(item.names),
-        " / ".join(f"{offset:g}" for offset in item.path.offsets),
         " / ".join(f"{threshold:.3f}" for threshold in item.thresholds),
         " / ".join(f"{rate:.1%}" for rate in item.escalation_rates),
         _cost(found, item.cost),
-        f"{_cost(found, least)}-{_cost(found, most)}",
         f"{alone / item.cost:.1f}x",
         f"{_macs_saved(found, item):.1%}",
-        f"{item.forecast.refused / item.forecast.draws:.0%}",
     ]
 
 
 def _cost(found: Found, cost: float) -> str:
-    return f"{1e6 * cost:.1f} us" if found.costs.unit == "time" else f"{cost / 1e6:.3f} M"
+    return f"{1e6 * cost:.1f} us" if found.costs.unit == "time" else f"{cost / 1e6:.2f} M"
 
 
 if __name__ == "__main__":

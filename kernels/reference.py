@@ -74,7 +74,7 @@ def accept(total: Floats, threshold: float | Floats) -> npt.NDArray[np.bool_]:
     threshold
         One number, or [n] when it depends on the predicted class.
     """
-    kept: npt.NDArray[np.bool_] = np.asarray(total) * threshold < 1
+    kept: npt.NDArray[np.bool_] = total * threshold < 1
     return kept
 
 

@@ -72,13 +72,14 @@ def build(
         "savers_only": savers,
         "speedup": _ratio(median_ratio(turns["large"], turns["cascade"][: len(turns["large"])])),
         "overhead_ratio": _ratio(median_ratio(turns["wall"], turns["sessions"])),
-        "fill_loss": _ratio(median_ratio(turns["sessions"], turns["full"])),
+        "overhead_ratio_repeated": _ratio(median_ratio(turns["wall"], turns["repeated"])),
+        "fill_loss": _ratio(median_ratio(turns["repeated"], turns["full"])),
         "escalation_rate": rates,
         "macs_per_image": _macs(cascade, rates),
         "macs_saved": _ratio(1 - _macs(cascade, rates) / cascade.bundle.spec.stages[-1].macs),
         "accuracy_drop": _drop(accuracy, large),
         "agreement_with_large": None if large is None else _mean(accuracy.label == large),
-        "stage_split": _split(timing),
+        "stage_split": _split(cascade),
         "certificate": _certificate(cascade),
         "interrupted": timing.interrupted,
     }
@@ -201,16 +202,16 @@ def _drop(accuracy: Accuracy, large: Any) -> Report | None:
     }
 
 
-def _split(timing: Timing) -> list[Report]:
+def _split(cascade: Cascade) -> list[Report]:
     return [
         {
-            "stage": name,
-            "rows": account.rows,
-            "feed_seconds": account.feed,
-            "session_seconds": account.session,
-            "gate_seconds": account.gate,
+            "stage": stage.spec.name,
+            "rows": stage.timings.rows,
+            "feed_seconds": stage.timings.feed,
+            "session_seconds": stage.timings.session,
+            "gate_seconds": stage.timings.gate,
         }
-        for name, account in timing.stages.items()
+        for stage in cascade.executor.stages
     ]
 
 

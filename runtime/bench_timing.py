@@ -15,7 +15,7 @@ import numpy.typing as npt
 from rich.progress import Progress, TaskID
 
 from runtime.cascade import Cascade
-from runtime.host import HostStage, StageTimings
+from runtime.host import HostStage
 from runtime.measurement import Subject
 from runtime.preprocess import Frames
 
@@ -61,10 +61,9 @@ class Timing:
         alone was fastest.
     turns
         Per turn, seconds per image: ``cascade``, ``large``; and seconds for the turn's images:
-        ``wall`` of the cascade, ``sessions`` alone on the same row groups, ``full`` on the same
-        rows in full batches.
-    stages
-        The cascade's own account of where its time went.
+        ``wall`` of the cascade; its sessions alone on the same row groups, in the cascade's order
+        batch by batch (``sessions``), and each session on all of its groups before the next one
+        (``repeated``: its weights stay in the cache); ``full`` for the same rows in full batches.
     """
 
     cascade: Subject
@@ -74,10 +73,9 @@ class Timing:
     large_batch: int = 0
     turns: dict[str, list[float]] = field(
         default_factory=lambda: {
-            name: [] for name in ("cascade", "large", "wall", "sessions", "full")
+            name: [] for name in ("cascade", "large", "wall", "sessions", "repeated", "full")
         }
     )
-    stages: dict[str, StageTimings] = field(default_factory=dict)
     interrupted: bool = False
 
     @classmethod
@@ -143,27 +141,27 @@ class _Turn:
         # Batches as a caller would hand them over: already in memory, one array each.
         inputs = [self._frames[batch] for batch in rows]
         groups = self._time_cascade(rows, inputs)
-        stages_before = self._save_stage_accounts()
-        self._time_large(rows.reshape(-1)[:LARGE_IMAGES_PER_TURN])
+        self._time_large(rows.reshape(-1))
         for stage in self.stages[:-1]:
             if stage.reads_frames:
                 subject = self._timing.savers[stage.spec.name]
                 for batch in inputs:
                     subject.measure(_classifier(stage, batch), len(batch))
         self._time_sessions(groups)
-        self._restore_stage_accounts(stages_before)
         return batches
 
     def _time_cascade(self, rows: Rows, inputs: list[Frames]) -> list[list[int]]:
-        subject, groups = self._timing.cascade, []
+        """Time the cascade on each batch and, right after it, its sessions on the same rows."""
+        subject, groups, alone = self._timing.cascade, [], 0.0
         for batch, frames in zip(rows, inputs, strict=True):
             force = None if self._force is None else self._force[:, batch]
             results = subject.measure(_runner(self.cascade, frames, force), len(frames))
-            groups.append(
-                [int((results.stage >= stage).sum()) for stage in range(len(self.stages))]
-            )
+            group = [int((results.stage >= stage).sum()) for stage in range(len(self.stages))]
+            alone += sum(_seconds(s, [size]) for s, size in zip(self.stages, group, strict=True))
+            groups.append(group)
         seconds = sum(subject.seconds[-len(inputs) :])
         self._timing.turns["wall"].append(seconds)
+        self._timing.turns["sessions"].append(alone)
         self._timing.turns["cascade"].append(seconds / rows.size)
         return groups
 
@@ -171,34 +169,21 @@ class _Turn:
         subject, size = self._timing.large, self._timing.large_batch
         if subject is None:
             return
-        begin, images = len(subject.seconds), 0
-        for start in range(0, len(rows) - size + 1, size):
-            frames = self._frames[rows[start : start + size]]
-            subject.measure(_classifier(self.large, frames), size)
-            images += size
-        if images:
-            self._timing.turns["large"].append(sum(subject.seconds[begin:]) / images)
+        calls = max(1, LARGE_IMAGES_PER_TURN // size)
+        for batch in np.resize(rows, (calls, size)):
+            subject.measure(_classifier(self.large, self._frames[batch]), size)
+        self._timing.turns["large"].append(sum(subject.seconds[-calls:]) / (calls * size))
 
     def _time_sessions(self, groups: list[list[int]]) -> None:
-        """Time each stage's session alone on the row groups of the cascade, and in full batches."""
-        alone = full = 0.0
+        """Time each session back to back on its row groups, and on the same rows in full batches."""
+        repeated = full = 0.0
         for index, stage in enumerate(self.stages):
-            sizes = [group[index] for group in groups if group[index]]
-            alone += _seconds(stage, sizes)
-            rows, batch = sum(sizes), self._plan.batch
-            full += _seconds(
-                stage, [batch] * (rows // batch) + ([rows % batch] if rows % batch else [])
-            )
-        self._timing.turns["sessions"].append(alone)
+            sizes = [group[index] for group in groups]
+            repeated += _seconds(stage, sizes)
+            whole, rest = divmod(sum(sizes), self._plan.batch)
+            full += _seconds(stage, [self._plan.batch] * whole + [rest])
+        self._timing.turns["repeated"].append(repeated)
         self._timing.turns["full"].append(full)
-
-    def _save_stage_accounts(self) -> list[StageTimings]:
-        self._timing.stages = {stage.spec.name: stage.timings for stage in self.stages}
-        return [stage.timings for stage in self.stages]
-
-    def _restore_stage_accounts(self, accounts: list[StageTimings]) -> None:
-        for stage, account in zip(self.stages, accounts, strict=True):
-            stage.timings = account
 
 
 def _warm_up(turn: _Turn, seconds: float) -> None:
@@ -225,7 +210,8 @@ def _best_batch(stage: HostStage, frames: Frames, sizes: tuple[int, ...]) -> int
 def _seconds(stage: HostStage, sizes: list[int]) -> float:
     begin = perf_counter()
     for rows in sizes:
-        stage.run(rows)
+        if rows:
+            stage.run(rows)
     return perf_counter() - begin
 
 

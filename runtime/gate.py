@@ -25,6 +25,13 @@ class Decision(NamedTuple):
     escalated: npt.NDArray[np.int64]
 
 
+class _Buffers(NamedTuple):
+    largest: Float32
+    exponent: Float32
+    total: Float32
+    confidence: Float32
+
+
 class HostGate:
     """Softmax-max, arg-max and threshold for rows of logits.
 
@@ -40,10 +47,13 @@ class HostGate:
 
     def __init__(self, score: Score, *, rows: int, classes: int) -> None:
         self._score = score
-        self._exponent = np.empty((rows, classes), np.float32)
-        self._largest = np.empty((rows, 1), np.float32)
-        self._total = np.empty(rows, np.float32)
-        self._confidence = np.empty(rows, np.float32)
+        self._buffers = _Buffers(
+            np.empty((rows, 1), np.float32),
+            np.empty((rows, classes), np.float32),
+            np.empty(rows, np.float32),
+            np.empty(rows, np.float32),
+        )
+        self._views: dict[int, _Buffers] = {}
 
     def answer(self, logits: Float32) -> tuple[npt.NDArray[np.int64], Float32]:
         """Return label i64 [m] and confidence f32 [m] of a last stage's logits f32 [m, K]."""
@@ -85,8 +95,7 @@ class HostGate:
     def _softmax(self, logits: Float32) -> tuple[npt.NDArray[np.int64], Float32, Float32]:
         # ufunc.reduce, not ndarray.max and sum: at one row their Python wrappers cost as much as
         # the saver. A bad row's total is NaN, which no threshold accepts.
-        rows = len(logits)
-        largest, exponent, total = self._largest[:rows], self._exponent[:rows], self._total[:rows]
+        largest, exponent, total, confidence = self._rows(len(logits))
         np.maximum.reduce(logits, axis=1, keepdims=True, out=largest)
         with np.errstate(invalid="ignore", over="ignore"):
             np.subtract(logits, largest, out=exponent)
@@ -95,12 +104,18 @@ class HostGate:
         np.exp(exponent, out=exponent)
         np.add.reduce(exponent, axis=1, out=total)
         label: npt.NDArray[np.int64] = logits.argmax(1)
-        confidence = np.reciprocal(total, out=self._confidence[:rows])
+        np.reciprocal(total, out=confidence)
         if math.isnan(np.add.reduce(total)):
             bad = np.isnan(total)
             label[bad] = reference.softmax(logits[bad]).label
             confidence[bad] = 0.0
         return label, confidence, total
+
+    def _rows(self, rows: int) -> _Buffers:
+        views = self._views.get(rows)
+        if views is None:
+            views = self._views[rows] = _Buffers(*(buffer[:rows] for buffer in self._buffers))
+        return views
 
     def _other_score(self, logits: Float32, tensor: Float32 | None) -> Float32:
         if tensor is not None:

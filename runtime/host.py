@@ -228,6 +228,7 @@ class HostExecutor:
             u8 [gates, n], non-zero sends a row on whatever its score.
         """
         label, confidence, deepest = results
+        deepest.fill(0)
         stage_rows = [np.arange(len(frames))]
         for index, stage in enumerate(self.stages):
             rows = stage_rows[index]
@@ -237,13 +238,16 @@ class HostExecutor:
             logits = stage.run(len(rows))
             ran = perf_counter()
             decision = self._decide(index, logits, thresholds, force, rows)
-            # A slice writes faster than rows, and the first stage has all of them.
-            place = rows if index else slice(None)
-            label[place], confidence[place] = decision.label, decision.confidence
-            deepest[place] = index
-            stage_rows.append(rows[decision.escalated])
-            _account(stage.timings, (begin, fed, ran, perf_counter()), len(rows))
-            if not len(stage_rows[-1]):
+            if index == 0:
+                label[:], confidence[:] = decision.label, decision.confidence
+                rows = decision.escalated
+            else:
+                label[rows], confidence[rows] = decision.label, decision.confidence
+                deepest[rows] = index
+                rows = rows[decision.escalated]
+            stage_rows.append(rows)
+            _account(stage.timings, (begin, fed, ran, perf_counter()), len(logits))
+            if not len(rows):
                 break
 
     def reset_timings(self) -> None:

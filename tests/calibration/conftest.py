@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,12 +140,19 @@ def world(tmp_path: Path) -> World:
     return made
 
 
+def runner() -> CliRunner:
+    """Return a runner that keeps standard error apart, as click does by itself from 8.2 on."""
+    if "mix_stderr" in inspect.signature(CliRunner).parameters:
+        return CliRunner(mix_stderr=False)
+    return CliRunner()
+
+
 @pytest.fixture
 def invoke() -> Callable[..., Result]:
     """Run a command with arguments of any type; a traceback fails the test."""
 
     def run(command: click.Command, *arguments: object, code: int = 0) -> Result:
-        result = CliRunner().invoke(command, [str(item) for item in arguments])
+        result = runner().invoke(command, [str(item) for item in arguments])
         if result.exception and not isinstance(result.exception, SystemExit):
             raise result.exception
         assert result.exit_code == code, result.output

@@ -165,7 +165,7 @@ def test_truncated_data_and_an_unwritable_output_are_errors(invoke: Invoke, worl
     (world.root / "file").write_text("in the way")
     assert "cannot be written" in invoke(main, *options, world.root / "file", code=1).stderr
     world.data("selection").write_bytes(world.data("selection").read_bytes()[:500])
-    assert "not a whole npz" in invoke(main, *options, world.records, code=1).stderr
+    assert "not an npz file" in invoke(main, *options, world.records, code=1).stderr
 
 
 def test_pool_and_bundle_exclude_each_other(invoke: Invoke, world: World) -> None:

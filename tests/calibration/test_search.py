@@ -260,7 +260,7 @@ def test_bad_requests_are_refused_before_the_search(invoke: Invoke, world: World
     options = ("--write", world.root / "x", "--data", world.data("certificate"))
     assert "expected the data of the records" in search(invoke, world, *options, code=1).stderr
     (folder / "tiny.npz").write_bytes(b"garbage")
-    assert "tiny.npz: not a whole npz" in search(invoke, world, code=1).stderr
+    assert "tiny.npz: not an npz file" in search(invoke, world, code=1).stderr
 
 
 def write(invoke: Invoke, world: World, folder: Path, *options: object) -> Result:

@@ -344,7 +344,7 @@ def test_recheck_needs_the_same_data(invoke: Invoke, ready: World) -> None:
 def test_a_truncated_record_is_an_error(invoke: Invoke, ready: World) -> None:
     path = ready.records / "certificate" / "large.npz"
     path.write_bytes(path.read_bytes()[:200])
-    assert "large.npz: not a whole npz" in certify(invoke, ready, code=1).stderr
+    assert "large.npz: not an npz file" in certify(invoke, ready, code=1).stderr
 
 
 @pytest.mark.parametrize(("value", "code"), [("0", 2), ("1", 2), ("-0.1", 2), ("nan", 1)])

@@ -132,6 +132,8 @@ def test_rows_with_nan_logits_in_the_last_stage_have_confidence_zero(make_bundle
 
 def test_zero_frames_give_empty_results(make_bundle):
     with load(make_bundle("echo", "negated")) as cascade:
+        for stage in cascade.executor.stages:
+            stage.model.session = None
         results = cascade.run(np.empty((0, 2, 2, 1), np.uint8))
     assert len(results) == 0
     assert (results.label.dtype, results.confidence.dtype) == (np.int32, np.float32)
