@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calibration.pool import Card
-from runtime.host import HostModel, stage_threads
+from runtime.host import HostModel
 from runtime.measurement import Subject
 
 Seconds = Mapping[int, float]
@@ -139,9 +139,7 @@ def host_runs(
     for name, card in cards.items():
         yield (
             name,
-            _host_run(
-                HostModel(folder / card.file, threads=stage_threads(card.macs, threads)), card
-            ),
+            _host_run(HostModel(folder / card.file, threads=threads), card),
         )
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from runtime.bundle import load_bundle
 from runtime.cascade import Cascade
 from runtime.errors import TinysaverError
-from runtime.host import HostModel, stage_threads
+from runtime.host import HostModel
 from runtime.images import load_arrays
 from runtime.preprocess import Frames
 
@@ -91,8 +91,8 @@ def _run_cascade(bundle: str, frames: Frames, batch: int, threads: int) -> Group
 def _run_sessions(folder: str, groups: Groups, threads: int) -> None:
     bundle = load_bundle(folder)
     models = [
-        HostModel(bundle.model(index, "fp32"), threads=stage_threads(stage.macs, threads))
-        for index, stage in enumerate(bundle.spec.stages)
+        HostModel(bundle.model(index, "fp32"), threads=threads)
+        for index in range(len(bundle.spec.stages))
     ]
     for group in groups:
         for model, rows in zip(models, group, strict=True):

@@ -175,7 +175,7 @@ class _Turn:
         self._timing.turns["large"].append(sum(subject.seconds[-calls:]) / (calls * size))
 
     def _time_sessions(self, groups: list[list[int]]) -> None:
-        """Time each session back to back on its row groups, and on the same rows in full batches."""
+        """Time each session back to back on its row groups, and on their rows in full batches."""
         repeated = full = 0.0
         for index, stage in enumerate(self.stages):
             sizes = [group[index] for group in groups]

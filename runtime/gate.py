@@ -1,6 +1,7 @@
 """The gate on the host: the decisions of `kernels.reference`, vectorised in float32.
 
-At 32 rows of 10 classes it costs a few microseconds: it must not cost more than the saver.
+It must not cost more than the saver. Max-softmax is therefore left to the engine where that can be
+added to its graph (`runtime.gate_graph`); other scores are computed here.
 """
 
 from __future__ import annotations
@@ -23,6 +24,16 @@ class Decision(NamedTuple):
     label: npt.NDArray[np.int64]
     confidence: Float32
     escalated: npt.NDArray[np.int64]
+
+
+class Top(NamedTuple):
+    """What an engine computed itself, see `runtime.gate_graph`: label i64 [m], confidence f32 [m].
+
+    The confidence of a row that is not valid is NaN.
+    """
+
+    label: npt.NDArray[np.int64]
+    confidence: Float32
 
 
 class _Buffers(NamedTuple):
@@ -55,9 +66,18 @@ class HostGate:
         )
         self._views: dict[int, _Buffers] = {}
 
-    def answer(self, logits: Float32) -> tuple[npt.NDArray[np.int64], Float32]:
-        """Return label i64 [m] and confidence f32 [m] of a last stage's logits f32 [m, K]."""
-        label, confidence, _ = self._softmax(logits)
+    def answer(
+        self, logits: Float32, *, top: Top | None = None
+    ) -> tuple[npt.NDArray[np.int64], Float32]:
+        """Return label i64 [m] and confidence f32 [m] of a last stage's logits f32 [m, K].
+
+        ``top``, where the engine gave it, spares the softmax.
+        """
+        if top is None:
+            label, confidence, _ = self._softmax(logits)
+        else:
+            label, confidence = top
+            _repair(logits, label, confidence, confidence)
         return label, confidence
 
     def decide(
@@ -65,6 +85,7 @@ class HostGate:
         logits: Float32,
         threshold: float | Float32,
         *,
+        top: Top | None = None,
         tensor: Float32 | None = None,
         force: npt.NDArray[np.uint8] | None = None,
     ) -> Decision:
@@ -76,12 +97,19 @@ class HostGate:
             f32 [m, K].
         threshold
             float32, one number or [K] by predicted class.
+        top
+            Confidence and label, where the engine gave them. Those of a bad row are not mended: it
+            escalates, and a later stage answers it.
         tensor
             f32 [m], the score a learned gate put out; else scores come from ``logits``.
         force
             u8 [m], non-zero escalates.
         """
-        label, confidence, total = self._softmax(logits)
+        if top is None:
+            label, confidence, total = self._softmax(logits)
+        else:
+            label, confidence = top
+            total = np.reciprocal(confidence, out=self._rows(len(confidence)).total)
         limit = threshold if isinstance(threshold, float) else threshold[label]
         if self._score.name == "max_softmax":
             kept = reference.accept(total, limit)
@@ -105,10 +133,7 @@ class HostGate:
         np.add.reduce(exponent, axis=1, out=total)
         label: npt.NDArray[np.int64] = logits.argmax(1)
         np.reciprocal(total, out=confidence)
-        if math.isnan(np.add.reduce(total)):
-            bad = np.isnan(total)
-            label[bad] = reference.softmax(logits[bad]).label
-            confidence[bad] = 0.0
+        _repair(logits, label, confidence, total)
         return label, confidence, total
 
     def _rows(self, rows: int) -> _Buffers:
@@ -124,3 +149,13 @@ class HostGate:
         p = {} if score.p is None else {"p": score.p}
         value = reference.score(logits, score.name, temperature=score.temperature, **p)
         return value.astype(np.float32)
+
+
+def _repair(
+    logits: Float32, label: npt.NDArray[np.int64], confidence: Float32, sign: Float32
+) -> None:
+    """Mend label and confidence, in place, of the rows whose ``sign`` f32 [m] is NaN."""
+    if math.isnan(np.add.reduce(sign)):
+        bad = np.isnan(sign)
+        label[bad] = reference.softmax(logits[bad]).label
+        confidence[bad] = 0.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -20,7 +21,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from runtime.bundle import Bundle
 from runtime.errors import BundleError
-from runtime.gate import Decision, HostGate
+from runtime.gate import Decision, HostGate, Top
+from runtime.gate_graph import CONFIDENCE, LABEL, with_confidence
 from runtime.preprocess import Frames, Preprocessor
 from runtime.schema import Form, Score, Stage, StageInput
 
@@ -36,20 +38,6 @@ ORT_ERRORS: tuple[type[Exception], ...] = tuple(
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 Thresholds = Sequence["float | npt.NDArray[np.float32]"]
-
-
-SINGLE_THREAD_MACS = 1_000_000
-"""A model with fewer MACs per sample runs on one thread.
-
-Waking a second thread costs such a model more than it saves at camera batches. On 2 cores, tiny,
-middle and large of zoo/fashion in turn at 32, 14 and 2 rows take 2.1 ms a batch with tiny on one
-thread, 2.6 ms with all on two (docs/benchmarks.md).
-"""
-
-
-def stage_threads(macs: int, threads: int) -> int:
-    """Return how many of the available threads a model of so many MACs per sample runs on."""
-    return 1 if macs < SINGLE_THREAD_MACS else threads
 
 
 def available_threads() -> int:
@@ -68,6 +56,8 @@ class HostModel:
         An ONNX file.
     threads
         CPU threads of the session.
+    content
+        What to load in place of the file's own content.
 
     Raises
     ------
@@ -75,7 +65,7 @@ class HostModel:
         When the file is missing or ONNX Runtime cannot load it.
     """
 
-    def __init__(self, path: Path, *, threads: int) -> None:
+    def __init__(self, path: Path, *, threads: int, content: bytes | None = None) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -84,7 +74,7 @@ class HostModel:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             self.session = ort.InferenceSession(
-                os.fspath(path), options, providers=["CPUExecutionProvider"]
+                content or os.fspath(path), options, providers=["CPUExecutionProvider"]
             )
         except ORT_ERRORS as error:
             raise BundleError(
@@ -128,12 +118,12 @@ class HostStage:
         spec = bundle.spec.stages[index]
         self.spec: Stage = spec
         self.path = bundle.model(index, form)
-        self.model = HostModel(self.path, threads=stage_threads(spec.macs, threads))
         self.preprocessor = Preprocessor(spec.preprocessing, bundle.spec.input)
         classes = len(bundle.spec.labels)
         last = index == len(bundle.spec.stages) - 1
         score = Score() if last else bundle.spec.gates[index].score
         self.gate = HostGate(score, rows=batch, classes=classes)
+        self.model = _open_model(self.path, spec, form, score, threads=threads)
         self.score_tensor = score.output
         _check_interface(self.path, self.model, spec, self.preprocessor.shape, classes)
         self.inputs = {name: _buffer(batch, shape) for name, shape in self.model.inputs.items()}
@@ -143,6 +133,12 @@ class HostStage:
             for name, shape in self.model.outputs.items()
             if name in wanted and _has_rows(shape) and self.model.types[name] == "tensor(float)"
         }
+        self._top: dict[str, npt.NDArray[Any]] = {}
+        if CONFIDENCE in self.model.outputs:
+            self._top = {
+                CONFIDENCE: np.zeros((batch, 1), np.float32),
+                LABEL: np.zeros((batch, 1), np.int64),
+            }
         self.timings = StageTimings()
         self._bindings: dict[int, ort.IOBinding] = {}
 
@@ -159,7 +155,13 @@ class HostStage:
     def classify(self, frames: Frames) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """Return the stage's own label and confidence of up to ``batch`` frames, without a gate."""
         self.feed(frames)
-        return self.gate.answer(self.run(len(frames)))
+        return self.gate.answer(self.run(len(frames)), top=self.top(len(frames)))
+
+    def top(self, rows: int) -> Top | None:
+        """Return what the last run's engine said of its rows, if it can; valid until the next."""
+        if not self._top:
+            return None
+        return Top(self._top[LABEL][:rows, 0], self._top[CONFIDENCE][:rows, 0])
 
     def run(self, rows: int) -> npt.NDArray[np.float32]:
         """Run the first input rows; return logits f32 [rows, K], valid until the next run."""
@@ -173,7 +175,7 @@ class HostStage:
         binding = self.model.session.io_binding()
         for name, buffer in self.inputs.items():
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(buffer[:rows]))
-        for name, buffer in self.outputs.items():
+        for name, buffer in (*self.outputs.items(), *self._top.items()):
             binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(buffer[:rows]))
         return binding
 
@@ -240,14 +242,14 @@ class HostExecutor:
             decision = self._decide(index, logits, thresholds, force, rows)
             if index == 0:
                 label[:], confidence[:] = decision.label, decision.confidence
-                rows = decision.escalated
             else:
                 label[rows], confidence[rows] = decision.label, decision.confidence
                 deepest[rows] = index
-                rows = rows[decision.escalated]
-            stage_rows.append(rows)
-            _account(stage.timings, (begin, fed, ran, perf_counter()), len(logits))
-            if not len(rows):
+            going_on = len(decision.escalated)
+            if going_on:
+                stage_rows.append(rows[decision.escalated])
+            _account(stage.timings, (begin, fed, ran, perf_counter()), len(rows))
+            if not going_on:
                 break
 
     def reset_timings(self) -> None:
@@ -264,13 +266,14 @@ class HostExecutor:
         rows: npt.NDArray[np.int64],
     ) -> Decision:
         stage = self.stages[index]
+        top = stage.top(len(logits))
         if index == len(self.stages) - 1:
-            return Decision(*stage.gate.answer(logits), _NO_ROWS)
+            return Decision(*stage.gate.answer(logits, top=top), _NO_ROWS)
         tensor = None
         if stage.score_tensor:
             tensor = stage.outputs[stage.score_tensor][: len(logits)].reshape(-1)
         forced = None if force is None else force[index, rows]
-        return stage.gate.decide(logits, thresholds[index], tensor=tensor, force=forced)
+        return stage.gate.decide(logits, thresholds[index], top=top, tensor=tensor, force=forced)
 
     def _feed(self, index: int, frames: Frames, stage_rows: list[npt.NDArray[np.int64]]) -> None:
         rows = stage_rows[index]
@@ -297,6 +300,17 @@ class HostExecutor:
                 if earlier.source == "frames" and same:
                     return _Wire(target, producer, other.inputs[earlier.tensor])
         return _Wire(target, index, None)
+
+
+def _open_model(path: Path, spec: Stage, form: Form, score: Score, *, threads: int) -> HostModel:
+    """Load a stage's model, with the gate's softmax in its graph where that can be."""
+    if score.name == "max_softmax" and not spec.forms[form].external_data:
+        content = with_confidence(path.read_bytes(), spec.logits, score.temperature)
+        # It fails for an opset below 10, or logits that are not there; then the plain model, or
+        # its own error, is what the user should get.
+        with suppress(BundleError):
+            return HostModel(path, threads=threads, content=content)
+    return HostModel(path, threads=threads)
 
 
 def _account(timings: StageTimings, moments: tuple[float, float, float, float], rows: int) -> None:

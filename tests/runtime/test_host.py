@@ -8,14 +8,7 @@ import pytest
 
 from runtime.bundle import file_sha256, load_bundle
 from runtime.errors import BundleError
-from runtime.host import (
-    SINGLE_THREAD_MACS,
-    HostExecutor,
-    HostModel,
-    HostStage,
-    available_threads,
-    stage_threads,
-)
+from runtime.host import HostExecutor, HostModel, HostStage, available_threads
 
 DAMAGES = {
     "empty": lambda content: b"",
@@ -211,12 +204,6 @@ def test_a_stage_that_gets_no_rows_is_not_run(make_bundle, random_frames):
     results = results_for(4)
     executor.execute(random_frames(4), [0.0], results)
     assert results[2].tolist() == [0, 0, 0, 0]
-
-
-def test_a_small_model_runs_on_one_thread_and_others_on_all():
-    assert stage_threads(SINGLE_THREAD_MACS - 1, 4) == 1
-    assert stage_threads(SINGLE_THREAD_MACS, 4) == 4
-    assert stage_threads(SINGLE_THREAD_MACS, 1) == 1
 
 
 def test_available_threads_are_those_the_process_may_use():
