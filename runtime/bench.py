@@ -65,7 +65,9 @@ RANDOM_IMAGES = 1_024
 @click.option(
     "--plot", "plot_file", type=click.Path(path_type=Path), help="Draw accuracy against cost."
 )
-@click.option("--memory", is_flag=True, help="Measure peak memory too, in two further processes.")
+@click.option(
+    "--memory", is_flag=True, help="Measure peak memory too, in two more processes (Linux)."
+)
 @click.option("--quick", is_flag=True, help="A few seconds: 2,000 images, 100 batches.")
 @click.option("--seed", default=0, show_default=True, help="Of the order of images.")
 def main(**options: Any) -> None:

@@ -8,7 +8,6 @@ sessions on the row groups that the cascade gave them.
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -75,8 +74,14 @@ def _main() -> None:
     else:
         groups = task["groups"]
         _run_sessions(task["bundle"], groups, task["threads"])
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"peak": 1024 * kilobytes, "groups": groups}))
+    print(json.dumps({"peak": _peak_bytes(), "groups": groups}))
+
+
+def _peak_bytes() -> int:
+    # Not getrusage: its peak is handed down through exec from the process that started this one.
+    status = Path("/proc/self/status").read_text()
+    kilobytes = status.split("VmHWM:")[1].split()[0]
+    return 1024 * int(kilobytes)
 
 
 def _run_cascade(bundle: str, frames: Frames, batch: int, threads: int) -> Groups:

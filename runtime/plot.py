@@ -53,6 +53,7 @@ def draw_curve(path: Path, cascade: Cascade, accuracy: Accuracy, report: dict[st
     here = (report["macs_per_image"] / 1e6, 100 * report["cascade"]["accuracy"])
     axes.plot(*here, "o", color="#c8371b", markersize=8, label=label, zorder=3)
     axes.set_xscale("log")
+    axes.margins(0.08, 0.1)
     axes.set_xlabel("million MACs per image (log scale)")
     axes.set_ylabel(f"accuracy on {len(accuracy.label):,} images, %")
     axes.set_title(f"{cascade.bundle.spec.name}: {' → '.join(names)}", loc="left")

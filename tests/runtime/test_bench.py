@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from runtime import bench, bench_timing
+from runtime.bench_memory import measure_memory
 from runtime.bundle import demo_folder
 from runtime.cascade import Cascade
 from runtime.images import load_arrays
@@ -123,6 +124,12 @@ def test_memory_of_both_processes_is_measured(tmp_path):
     peak = json.loads((tmp_path / "o.json").read_text())["peak_memory"]
     assert peak["ratio"] == pytest.approx(peak["cascade"] / peak["sessions"])
     assert min(peak["cascade"], peak["sessions"]) > 10e6
+
+
+def test_peak_memory_is_of_the_measured_process_and_not_of_the_one_that_started_it():
+    ballast = np.ones(100_000_000)
+    peak = measure_memory(demo_folder(), TEST_DATA, batch=32, threads=1)
+    assert max(peak) < ballast.nbytes
 
 
 def test_ctrl_c_prints_what_there_is_and_exits_with_130(tmp_path, monkeypatch):
