@@ -7,6 +7,7 @@ import io
 import json
 import math
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -148,9 +149,11 @@ def check_writable(path: Path) -> None:
     """Refuse an output path that cannot be written, before the work begins."""
     if path.is_dir() or not path.parent.is_dir():
         raise InputError(f"{path}: expected a file in an existing folder.")
-    with replacing(path.parent / f".{path.name}.probe") as stream:
-        stream.write(b"")
-    (path.parent / f".{path.name}.probe").unlink()
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}).") from None
 
 
 def _subject(

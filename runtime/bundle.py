@@ -124,15 +124,31 @@ def file_sha256(path: Path) -> str:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file beside ``path`` for writing that takes its place only if the block succeeds."""
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Open a file beside ``path`` for writing that takes its place only if the block succeeds.
+
+    An ``OSError`` names ``path``, whatever failed.
+    """
+    with _naming(path):
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as stream:
-            yield stream
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
+        with _naming(path):
+            with os.fdopen(handle, "wb") as stream:
+                yield stream
+            os.chmod(partial, 0o644)
+            os.replace(partial, path)
     except BaseException:
         os.unlink(partial)
+        raise
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Make an error name the file that the user knows, not the one it is first written as."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or Path(error.filename).name.startswith(f".{path.name}."):
+            error.filename = os.fspath(path)
         raise
 
 

@@ -1,5 +1,6 @@
 """cascade.json: what is read back, what is refused and with which words, what writing leaves."""
 
+import errno
 import hashlib
 import json
 import os
@@ -236,3 +237,17 @@ def test_a_model_with_other_content_is_refused_with_both_hashes(make_bundle, dam
     with pytest.raises(BundleError, match=re.escape(message)) as caught:
         load_bundle(folder).model(0, "fp32")
     assert "Copy the bundle again, or rebuild it" in str(caught.value)
+
+
+def test_an_error_names_the_file_that_was_to_be_written(tmp_path, monkeypatch):
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device", source)
+
+    monkeypatch.setattr(os, "replace", full)
+    with (
+        pytest.raises(OSError, match="No space left") as caught,
+        replacing(tmp_path / "out.json") as stream,
+    ):
+        stream.write(b"{}")
+    assert caught.value.filename == str(tmp_path / "out.json")
+    assert list(tmp_path.iterdir()) == []
