@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from calibration.pool import Card
-from runtime.host import HostModel
 from runtime.measurement import Subject
+from runtime.session import HostModel
 
 Seconds = Mapping[int, float]
 """Time of one batch, by its size."""

@@ -18,8 +18,8 @@ from calibration.recorder import Done, Source, bundle_source, frame_format, pool
 from calibration.records import Data, Record, load_data
 from runtime.bundle import load_bundle
 from runtime.cascade import HOST_FORMS
-from runtime.host import available_threads
 from runtime.schema import Form
+from runtime.session import available_threads
 from runtime.terminal import Command, progress_bar
 
 

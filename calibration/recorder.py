@@ -22,9 +22,10 @@ from calibration.records import (
     save_record,
 )
 from runtime.bundle import Bundle
-from runtime.host import ENGINE, ORT_ERRORS, HostExecutor, HostModel
+from runtime.host import ENGINE, HostExecutor
 from runtime.preprocess import Preprocessor
 from runtime.schema import Form, FrameFormat, Stage
+from runtime.session import ORT_ERRORS, HostModel
 
 BATCH = 250
 """Frames per run: large enough for full speed, small enough for a large model's activations."""

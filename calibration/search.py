@@ -21,8 +21,8 @@ from calibration.pool import Card, load_pool
 from calibration.ranking import Candidate, Estimate, Pool, Screen, chains, rank
 from calibration.recorded import Claim
 from calibration.records import Data, Record, load_data, load_records, refuse_held_out
-from runtime.host import available_threads
 from runtime.schema import Setting
+from runtime.session import available_threads
 from runtime.terminal import Command, progress_bar
 
 LABEL = "selection estimates, not certified"

@@ -18,9 +18,9 @@ import numpy as np
 from runtime.bundle import load_bundle
 from runtime.cascade import Cascade
 from runtime.errors import TinysaverError
-from runtime.host import HostModel
 from runtime.images import load_arrays
 from runtime.preprocess import Frames
+from runtime.session import HostModel
 
 BATCHES = 100
 Groups = list[list[int]]

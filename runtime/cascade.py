@@ -17,10 +17,11 @@ import numpy.typing as npt
 from runtime.bundle import Bundle, load_bundle
 from runtime.certification import Certification, certification
 from runtime.errors import BundleError, ClosedError, InputError
-from runtime.host import HostExecutor, available_threads
+from runtime.host import HostExecutor
 from runtime.images import read_npz
 from runtime.preprocess import Frames
 from runtime.schema import CascadeSpec, Form, FrameFormat, Setting, Threshold
+from runtime.session import available_threads
 
 Device = Literal["auto", "cpu", "cuda"]
 HOST_FORMS: tuple[Form, ...] = ("fp32", "int8_host")

@@ -17,8 +17,8 @@ from calibration.pool import Card, save_card
 from calibration.provenance import ProvenanceMeta, save_provenance
 from runtime.bundle import file_sha256, replacing
 from runtime.errors import InputError
-from runtime.host import available_threads
 from runtime.schema import Preprocessing
+from runtime.session import available_threads
 from runtime.terminal import Command, progress_bar
 from savers.dataset import DEFAULT_FOLDER, Split, read_fashion_mnist, split_training_images
 from savers.distil import MEAN, STD, Epoch, Recipe, Trainer, teacher_logits

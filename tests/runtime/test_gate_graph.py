@@ -11,8 +11,9 @@ from runtime.bundle import load_bundle
 from runtime.errors import BundleError
 from runtime.gate import HostGate, Top
 from runtime.gate_graph import CONFIDENCE, LABEL, with_confidence
-from runtime.host import HostModel, HostStage
+from runtime.host import HostStage
 from runtime.schema import Score
+from runtime.session import HostModel
 
 INF, NAN = math.inf, math.nan
 HOSTILE = np.array(

@@ -8,7 +8,8 @@ import pytest
 
 from runtime.bundle import file_sha256, load_bundle
 from runtime.errors import BundleError
-from runtime.host import HostExecutor, HostModel, HostStage, available_threads
+from runtime.host import HostExecutor, HostStage
+from runtime.session import HostModel, available_threads
 
 DAMAGES = {
     "empty": lambda content: b"",

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from runtime.bundle import demo_folder
-from runtime.host import HostModel
 from runtime.images import load_arrays
+from runtime.session import HostModel
 
 pytestmark = pytest.mark.slow
 
