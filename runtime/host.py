@@ -41,6 +41,14 @@ class StageTimings:
     rows: int = 0
 
 
+class _Bound(NamedTuple):
+    """A session bound to the first rows of its buffers, and the views of what it will write."""
+
+    binding: ort.IOBinding
+    logits: npt.NDArray[np.float32]
+    top: Top | None
+
+
 class HostStage:
     """A stage's session with its buffers for up to ``batch`` rows.
 
@@ -77,7 +85,7 @@ class HostStage:
                 LABEL: np.zeros((batch, 1), np.int64),
             }
         self.timings = StageTimings()
-        self._bindings: dict[int, ort.IOBinding] = {}
+        self._bound: dict[int, _Bound] = {}
 
     @property
     def reads_frames(self) -> bool:
@@ -96,25 +104,26 @@ class HostStage:
 
     def top(self, rows: int) -> Top | None:
         """Return what the last run's engine said of its rows, if it can; valid until the next."""
-        if not self._top:
-            return None
-        return Top(self._top[LABEL][:rows, 0], self._top[CONFIDENCE][:rows, 0])
+        return self._bound[rows].top
 
     def run(self, rows: int) -> npt.NDArray[np.float32]:
         """Run the first input rows; return logits f32 [rows, K], valid until the next run."""
-        binding = self._bindings.get(rows)
-        if binding is None:
-            binding = self._bindings[rows] = self._bind(rows)
-        self.model.session.run_with_iobinding(binding)
-        return self.outputs[self.spec.logits][:rows]
+        bound = self._bound.get(rows)
+        if bound is None:
+            bound = self._bound[rows] = self._bind(rows)
+        self.model.session.run_with_iobinding(bound.binding)
+        return bound.logits
 
-    def _bind(self, rows: int) -> ort.IOBinding:
+    def _bind(self, rows: int) -> _Bound:
         binding = self.model.session.io_binding()
         for name, buffer in self.inputs.items():
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(buffer[:rows]))
         for name, buffer in (*self.outputs.items(), *self._top.items()):
             binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(buffer[:rows]))
-        return binding
+        top = None
+        if self._top:
+            top = Top(self._top[LABEL][:rows, 0], self._top[CONFIDENCE][:rows, 0])
+        return _Bound(binding, self.outputs[self.spec.logits][:rows], top)
 
 
 class _Wire(NamedTuple):
