@@ -136,8 +136,8 @@ def gate(
     logits: Floats,
     threshold: float | Floats,
     temperature: float = 1.0,
-    *,
     buckets: tuple[int, ...] = DEFAULT_BUCKETS,
+    *,
     force: npt.NDArray[np.uint8] | None = None,
     row_map: Integers | None = None,
 ) -> Gated:

@@ -120,7 +120,7 @@ def main() -> None:
 def zoo(names: tuple[str, ...], data: Path, out: Path, work: Path, threads: int | None) -> None:
     """Train the models of zoo/fashion and write its data slices.
 
-    Without NAMES: all of them, about an hour and a half on two cores. Seeds are fixed; on another
+    Without NAMES: all of them, about an hour on two cores. Seeds are fixed; on another
     processor or PyTorch the last digits, and so the weights, may differ.
 
     \b
