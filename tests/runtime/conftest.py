@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from runtime.bundle import load_bundle
+from runtime.errors import BundleError
 from runtime.schema import CascadeSpec
 
 MODELS = Path(__file__).parent.parent / "models"
@@ -166,3 +168,37 @@ def full_spec(make_spec, stage):
         golden={"file": "golden.npz", "sha256": OTHER_SHA},
         provenance=[{"purpose": "training", "file": "training.npz", "sha256": OTHER_SHA}],
     )
+
+
+@pytest.fixture
+def content(cascade_json):
+    """A cascade of two stages as a plain dict, to be spoilt by `changed`."""
+    return cascade_json("echo", "negated", thresholds=[0.75])
+
+
+@pytest.fixture
+def changed():
+    """Set ``content[path[0]][path[1]]...``; the value ``del`` removes it."""
+
+    def change(content, path, value):
+        *parents, last = path
+        for key in parents:
+            content = content[key]
+        if value == "del":
+            del content[last]
+        else:
+            content[last] = value
+
+    return change
+
+
+@pytest.fixture
+def refusal():
+    """Return the message with which a bundle is refused."""
+
+    def message(folder):
+        with pytest.raises(BundleError) as caught:
+            load_bundle(folder)
+        return str(caught.value)
+
+    return message

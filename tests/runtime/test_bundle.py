@@ -15,28 +15,6 @@ from runtime.errors import BundleError
 OTHER_SHA = "0123456789abcdef" * 4
 
 
-def refusal(folder):
-    with pytest.raises(BundleError) as caught:
-        load_bundle(folder)
-    return str(caught.value)
-
-
-def changed(content, path, value):
-    """Set ``content[path[0]][path[1]]...``; the value ``del`` removes it."""
-    *parents, last = path
-    for key in parents:
-        content = content[key]
-    if value == "del":
-        del content[last]
-    else:
-        content[last] = value
-
-
-@pytest.fixture
-def content(cascade_json):
-    return cascade_json("echo", "negated", thresholds=[0.75])
-
-
 def test_what_is_saved_is_loaded(full_spec, tmp_path):
     path = save_spec(tmp_path, full_spec)
     assert path == tmp_path / "cascade.json"
@@ -103,7 +81,7 @@ def test_the_demo_folder_is_found_in_the_package():
 
 
 @pytest.mark.parametrize("place", ["absent", "file/inside", "empty"])
-def test_a_folder_without_a_bundle_is_refused(tmp_path, place):
+def test_a_folder_without_a_bundle_is_refused(tmp_path, place, refusal):
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
     message = refusal(tmp_path / place)
@@ -111,7 +89,7 @@ def test_a_folder_without_a_bundle_is_refused(tmp_path, place):
     assert "not found" in message and "Give the folder of a bundle" in message
 
 
-def test_a_cascade_json_that_cannot_be_read_is_refused(tmp_path):
+def test_a_cascade_json_that_cannot_be_read_is_refused(tmp_path, refusal):
     (tmp_path / "cascade.json").mkdir()
     message = refusal(tmp_path)
     assert "cannot be read" in message and "directory" in message
@@ -120,31 +98,31 @@ def test_a_cascade_json_that_cannot_be_read_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "text", ["", "{", "nonsense", '{"format": }', "[" * 100_000, '{"a": ' + "9" * 5000 + "}"]
 )
-def test_text_that_is_not_json_is_refused(write_bundle, text):
+def test_text_that_is_not_json_is_refused(write_bundle, text, refusal):
     message = refusal(write_bundle(text))
     assert "not JSON" in message and "Copy the bundle again" in message
     assert len(message) < 500
 
 
-def test_truncated_json_is_refused(write_bundle, content):
+def test_truncated_json_is_refused(write_bundle, content, refusal):
     message = refusal(write_bundle(json.dumps(content)[:-20]))
     assert "not JSON" in message
 
 
-def test_bytes_that_are_not_utf8_are_refused(tmp_path):
+def test_bytes_that_are_not_utf8_are_refused(tmp_path, refusal):
     (tmp_path / "cascade.json").write_bytes(b"\xff\xfe\x00")
     assert "not UTF-8" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("found", ["tinysaver.cascade/2", "", 1, None])
-def test_an_unknown_version_is_refused_with_both_and_advice(write_bundle, content, found):
+def test_an_unknown_version_is_refused_with_both_and_advice(write_bundle, content, found, refusal):
     message = refusal(write_bundle({**content, "format": found}))
     assert f"expected 'tinysaver.cascade/1', got {found!r}" in message
     assert "rebuild it" in message
 
 
 @pytest.mark.parametrize("text", ["[]", "3", '"tinysaver.cascade/1"', "{}"])
-def test_json_that_is_not_a_cascade_is_refused(write_bundle, text):
+def test_json_that_is_not_a_cascade_is_refused(write_bundle, text, refusal):
     assert "expected 'tinysaver.cascade/1', got None" in refusal(write_bundle(text))
 
 
@@ -152,7 +130,9 @@ def test_json_that_is_not_a_cascade_is_refused(write_bundle, text):
     "name", ["../echo.onnx", "/etc/passwd", "a/../../echo.onnx", "..", "link.onnx", "out/echo.onnx"]
 )
 @pytest.mark.parametrize("place", ["file", "external_data", "golden", "provenance"])
-def test_a_path_that_leaves_the_folder_is_refused(write_bundle, content, tmp_path, name, place):
+def test_a_path_that_leaves_the_folder_is_refused(
+    write_bundle, content, tmp_path, name, place, refusal, changed
+):
     (tmp_path / "echo.onnx").write_bytes(b"outside")
     described = {"file": name, "sha256": OTHER_SHA}
     if place == "file":
@@ -172,7 +152,7 @@ def test_a_path_that_leaves_the_folder_is_refused(write_bundle, content, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["a\0b", "x" * 5000, "loop/x"])
-def test_a_path_that_no_file_can_have_is_refused(write_bundle, content, name):
+def test_a_path_that_no_file_can_have_is_refused(write_bundle, content, name, changed):
     changed(content, ("stages", 0, "forms", "fp32", "file"), name)
     folder = write_bundle(content)
     (folder / "loop").symlink_to(folder / "loop")
@@ -181,7 +161,7 @@ def test_a_path_that_no_file_can_have_is_refused(write_bundle, content, name):
     assert "cascade.json" in str(caught.value)
 
 
-def test_a_link_that_stays_inside_is_followed(write_bundle, content):
+def test_a_link_that_stays_inside_is_followed(write_bundle, content, changed):
     folder = write_bundle(content)
     (folder / "sub").mkdir()
     (folder / "sub" / "link.onnx").symlink_to(folder / "echo.onnx")

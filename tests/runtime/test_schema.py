@@ -6,31 +6,7 @@ import numpy as np
 import pydantic
 import pytest
 
-from runtime.bundle import load_bundle
-from runtime.errors import BundleError
 from runtime.schema import CascadeSpec, Preprocessing, ThresholdPath, digest
-
-
-def refusal(folder):
-    with pytest.raises(BundleError) as caught:
-        load_bundle(folder)
-    return str(caught.value)
-
-
-def changed(content, path, value):
-    """Set ``content[path[0]][path[1]]...``; the value ``del`` removes it."""
-    *parents, last = path
-    for key in parents:
-        content = content[key]
-    if value == "del":
-        del content[last]
-    else:
-        content[last] = value
-
-
-@pytest.fixture
-def content(cascade_json):
-    return cascade_json("echo", "negated", thresholds=[0.75])
 
 
 @pytest.mark.parametrize(
@@ -48,7 +24,7 @@ def content(cascade_json):
         (("settings", "fp32/fp32", "thresholds"), "settings.fp32/fp32.thresholds"),
     ],
 )
-def test_a_missing_field_is_named(write_bundle, content, path, named):
+def test_a_missing_field_is_named(write_bundle, content, path, named, refusal, changed):
     changed(content, path, "del")
     message = refusal(write_bundle(content))
     assert f"{named}: Field required" in message
@@ -143,7 +119,7 @@ def test_a_missing_field_is_named(write_bundle, content, path, named):
     ],
 )
 def test_a_field_that_does_not_fit_is_named_with_what_was_found(
-    write_bundle, content, path, value, parts
+    write_bundle, content, path, value, parts, refusal, changed
 ):
     changed(content, path, value)
     message = refusal(write_bundle(content))
@@ -153,7 +129,7 @@ def test_a_field_that_does_not_fit_is_named_with_what_was_found(
     assert len(message) < 800
 
 
-def test_many_faults_are_told_in_a_short_message(write_bundle, content):
+def test_many_faults_are_told_in_a_short_message(write_bundle, content, refusal):
     content["labels"] = list(range(1000))
     message = refusal(write_bundle(content))
     assert message.count("labels.") == 3 and len(message) < 600
@@ -203,7 +179,7 @@ def test_a_certificate_of_several_gates_has_no_single_threshold(full_spec):
     assert single.threshold == 0.75
 
 
-def test_a_spec_made_in_python_is_checked_as_one_from_a_file(content):
+def test_a_spec_made_in_python_is_checked_as_one_from_a_file(content, changed):
     changed(content, ("settings", "fp32/fp32", "thresholds"), [1.5])
     with pytest.raises(pydantic.ValidationError):
         CascadeSpec.model_validate(content)
