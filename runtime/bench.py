@@ -153,7 +153,6 @@ def _measure(
         seconds=options.duration,
         warmup_seconds=options.warmup / 1e3,
         large_batches=tuple(sorted({*LARGE_BATCHES, options.batch})),
-        seed=options.seed,
     )
     timing, accuracy = Timing.empty(cascade, options.batch), Accuracy.empty(cascade)
     with progress_bar() as progress:

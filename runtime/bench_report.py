@@ -282,7 +282,7 @@ def _summary(report: Report) -> Table:
             "cascade / its sessions alone, same row groups",
         ),
         ("fill loss", _times(report["fill_loss"]), "those row groups / same rows in full batches"),
-        ("certificate", *_promise(report["certificate"]["statement"])),
+        ("certificate", *_promise(report["certificate"])),
     ]
     if report["peak_memory"]:
         peak = report["peak_memory"]
@@ -293,9 +293,9 @@ def _summary(report: Report) -> Table:
     return grid
 
 
-def _promise(statement: str) -> tuple[str, str]:
-    state, _, rest = statement.partition(": ")
-    return state, rest
+def _promise(certificate: Report) -> tuple[str, str]:
+    state: str = certificate["status"]
+    return state, certificate["statement"].removeprefix(state).lstrip(":; ")
 
 
 def _drop_row(drop: Report | None) -> tuple[str, str, str]:

@@ -45,7 +45,6 @@ class TimingPlan:
     seconds: float
     warmup_seconds: float
     large_batches: tuple[int, ...]
-    seed: int
 
 
 @dataclass
@@ -101,7 +100,7 @@ def measure_timing(
 ) -> None:
     """Take turns until the plan is met, adding to ``timing`` as they end."""
     turn = _Turn(cascade, frames, plan, timing, force)
-    _warm_up(turn, plan.warmup_seconds)
+    turn.warm_up()
     if timing.large is not None:
         timing.large_batch = _best_batch(turn.large, frames, plan.large_batches)
     cascade.executor.reset_timings()
@@ -134,6 +133,14 @@ class _Turn:
         rows = (self._place + np.arange(count)) % len(self._frames)
         self._place = int(rows[-1] + 1)
         return rows
+
+    def warm_up(self) -> None:
+        """Run the cascade for as long as the plan says, and once at least."""
+        end = perf_counter() + self._plan.warmup_seconds
+        while True:
+            self.cascade.run(self._frames[self.next_rows(self._plan.batch)])
+            if perf_counter() >= end:
+                return
 
     def take(self, batches: int) -> int:
         """Measure ``batches`` batches; return how many."""
@@ -184,15 +191,6 @@ class _Turn:
             full += _seconds(stage, [self._plan.batch] * whole + [rest])
         self._timing.turns["repeated"].append(repeated)
         self._timing.turns["full"].append(full)
-
-
-def _warm_up(turn: _Turn, seconds: float) -> None:
-    end = perf_counter() + seconds
-    while True:
-        rows = turn.next_rows(turn._plan.batch)
-        turn.cascade.run(turn._frames[rows])
-        if perf_counter() >= end:
-            return
 
 
 def _best_batch(stage: HostStage, frames: Frames, sizes: tuple[int, ...]) -> int:

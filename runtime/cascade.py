@@ -260,7 +260,7 @@ class Cascade:
         """Free the engines after the batch under way; a second call does nothing."""
         with self._lock:
             self._closed = True
-            self.executor.stages.clear()
+            self.executor.close()
 
     def __enter__(self) -> Cascade:
         """Return the cascade itself."""

@@ -198,6 +198,11 @@ class HostExecutor:
             if not going_on:
                 break
 
+    def close(self) -> None:
+        """Free sessions and buffers; a second call does nothing."""
+        self._wires.clear()
+        self.stages.clear()
+
     def reset_timings(self) -> None:
         """Start the accounts of all stages anew."""
         for stage in self.stages:

@@ -1,6 +1,7 @@
 """Submit, stream and close, from one thread and from several."""
 
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -125,3 +126,12 @@ def test_leaving_the_block_closes_and_lets_the_error_through(make_bundle, random
         raise ZeroDivisionError
     with pytest.raises(ClosedError):
         cascade.run(random_frames(1))
+
+
+def test_close_frees_the_buffers_while_the_cascade_object_lives(make_bundle):
+    cascade = Cascade.load(make_bundle("echo", "negated"))
+    buffers = [
+        weakref.ref(array) for stage in cascade.executor.stages for array in stage.inputs.values()
+    ]
+    cascade.close()
+    assert [buffer() for buffer in buffers] == [None, None]
