@@ -17,7 +17,14 @@ ROOT = Path(__file__).resolve().parent.parent
 ALLOWED = {
     "kernels": set(),
     "runtime": {"kernels"},
-    "engines": {"kernels", "runtime.bundle", "runtime.plans"},
+    "engines": {
+        "kernels",
+        "runtime.bundle",
+        "runtime.errors",
+        "runtime.plans",
+        "runtime.schema",
+        "runtime.terminal",
+    },
     "calibration": {"kernels", "runtime", "engines"},
     "savers": {"kernels", "runtime", "engines", "calibration"},
     "zoo": set(),
