@@ -6,7 +6,7 @@ pixels, never rounded back to u8, so that a GPU gives the same numbers.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,25 @@ Float32 = npt.NDArray[np.float32]
 
 GREY_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)
 """Luma of red, green and blue (ITU-R BT.601)."""
+
+
+class Window(NamedTuple):
+    """A rectangle of pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def rows(self) -> slice:
+        """Its rows in an array."""
+        return slice(self.top, self.top + self.height)
+
+    @property
+    def columns(self) -> slice:
+        """Its columns in an array."""
+        return slice(self.left, self.left + self.width)
 
 
 class Preprocessor:
@@ -82,32 +101,38 @@ class Preprocessor:
         height, width = self._spec.size
         pixels = frame.astype(np.float32)
         if self._spec.resize == "centre_crop":
-            pixels = _centre_crop(pixels, height, width)
+            place = crop_window(pixels.shape[:2], self._spec.size)
+            pixels = pixels[place.rows, place.columns]
         if self._spec.resize == "letterbox":
             return self._letterbox(pixels)
         return self._colour(_bilinear(pixels, height, width))
 
     def _letterbox(self, pixels: Float32) -> Float32:
         height, width = self._spec.size
-        ratio = min(height / pixels.shape[0], width / pixels.shape[1])
-        fitted = _bilinear(
-            pixels, max(1, round(pixels.shape[0] * ratio)), max(1, round(pixels.shape[1] * ratio))
-        )
-        fitted = self._colour(fitted)
+        place = letterbox_window(pixels.shape[:2], self._spec.size)
+        fitted = self._colour(_bilinear(pixels, place.height, place.width))
         # The border is the mean, which normalises to zero.
         border = 255 * np.array(self._spec.mean, np.float32)
         canvas: Float32 = np.broadcast_to(border, (height, width, len(border))).copy()
-        top, left = (height - fitted.shape[0]) // 2, (width - fitted.shape[1]) // 2
-        canvas[top : top + fitted.shape[0], left : left + fitted.shape[1]] = fitted
+        canvas[place.rows, place.columns] = fitted
         return canvas
 
 
-def _centre_crop(pixels: Float32, height: int, width: int) -> Float32:
-    rows, columns = pixels.shape[:2]
-    side = min(rows / height, columns / width)
-    crop_rows, crop_columns = max(1, round(height * side)), max(1, round(width * side))
-    top, left = (rows - crop_rows) // 2, (columns - crop_columns) // 2
-    return pixels[top : top + crop_rows, left : left + crop_columns]
+def crop_window(frame: tuple[int, ...], size: tuple[int, int]) -> Window:
+    """Return the largest centred part of a frame ``(height, width)`` that is shaped as ``size``."""
+    ratio = min(frame[0] / size[0], frame[1] / size[1])
+    return _centred(size, ratio, frame)
+
+
+def letterbox_window(frame: tuple[int, ...], size: tuple[int, int]) -> Window:
+    """Return where a frame ``(height, width)`` goes when fitted into ``size`` with a border."""
+    ratio = min(size[0] / frame[0], size[1] / frame[1])
+    return _centred(frame, ratio, size)
+
+
+def _centred(shape: tuple[int, ...], ratio: float, outer: tuple[int, ...]) -> Window:
+    height, width = (max(1, round(side * ratio)) for side in shape)
+    return Window((outer[0] - height) // 2, (outer[1] - width) // 2, height, width)
 
 
 def _bilinear(pixels: Float32, height: int, width: int) -> Float32:
