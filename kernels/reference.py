@@ -44,19 +44,25 @@ class Gated(NamedTuple):
         f64 [n], score of each row in [0, 1].
     label
         i32 [n].
+    rows
+        i32 [count], the escalated rows in their order.
     idx
-        i32 [n], the escalated rows in their order (through ``row_map`` when given), then -1.
+        i32 [n], their samples (the same, without a ``row_map``), then -1.
     count
         How many rows are escalated.
     bucket
         i32 [rounds], batch size of each round of escalated rows; 0 for an empty round.
+    bucket_index
+        i32 [rounds], its index among the buckets; their number for an empty round.
     """
 
     confidence: npt.NDArray[np.float64]
     label: npt.NDArray[np.int32]
+    rows: npt.NDArray[np.int32]
     idx: npt.NDArray[np.int32]
     count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
     bucket: npt.NDArray[np.int32]
+    bucket_index: npt.NDArray[np.int32]
 
 
 def accept(total: Floats, threshold: float | Floats) -> npt.NDArray[np.bool_]:
@@ -138,10 +144,11 @@ def gate(
     temperature: float = 1.0,
     buckets: tuple[int, ...] = DEFAULT_BUCKETS,
     *,
+    scores: Floats | None = None,
     force: npt.NDArray[np.uint8] | None = None,
     row_map: Integers | None = None,
 ) -> Gated:
-    """Decide which rows of ``logits [n, K]`` go on to the next stage, by max-softmax.
+    """Decide which rows of ``logits [n, K]`` go on to the next stage.
 
     Parameters
     ----------
@@ -149,10 +156,13 @@ def gate(
         In [0, 1]: one number, or K numbers by predicted class.
     buckets
         Ascending batch sizes of the next stage; more rows are cut into rounds of the largest.
+    scores
+        [n], scores other than max-softmax, as of `score`: accept where they exceed the threshold.
+        One that is not finite escalates, as does a row of logits that is not valid.
     force
-        u8 [n], a non-zero entry escalates its row whatever the score.
+        u8 [samples], a non-zero entry escalates its sample whatever the score.
     row_map
-        [n], the source row of each row; ``idx`` then holds source rows.
+        [n], the sample of each row; without it the row itself.
 
     Raises
     ------
@@ -160,15 +170,21 @@ def gate(
         For a threshold outside [0, 1], or buckets that do not ascend.
     """
     facts = softmax(logits, temperature)
-    kept = accept(facts.total, _threshold_per_row(threshold, facts.label, np.shape(logits)[1]))
+    limit = _threshold_per_row(threshold, facts.label, np.shape(logits)[1])
+    if scores is None:
+        confidence, kept = facts.confidence, accept(facts.total, limit)
+    else:
+        confidence = np.asarray(scores, np.float64)
+        kept = (confidence > limit) & np.isfinite(confidence) & ~np.isnan(facts.total)
+    samples = np.arange(len(kept)) if row_map is None else np.asarray(row_map)
     if force is not None:
-        kept &= np.asarray(force) == 0
-    rows = np.flatnonzero(~kept)
-    source = rows if row_map is None else np.asarray(row_map)[rows]
+        kept = kept & (np.asarray(force)[samples] == 0)
+    rows = np.flatnonzero(~kept).astype(np.int32)
     idx = np.full(len(kept), -1, np.int32)
-    idx[: len(rows)] = source
+    idx[: len(rows)] = samples[rows]
     bucket = bucket_rounds(len(rows), len(kept), buckets)
-    return Gated(facts.confidence, facts.label, idx, len(rows), bucket)
+    index = np.where(bucket == 0, len(buckets), np.searchsorted(buckets, bucket)).astype(np.int32)
+    return Gated(confidence, facts.label, rows, idx, len(rows), bucket, index)
 
 
 def bucket_rounds(count: int, most: int, buckets: tuple[int, ...]) -> npt.NDArray[np.int32]:
@@ -180,6 +196,25 @@ def bucket_rounds(count: int, most: int, buckets: tuple[int, ...]) -> npt.NDArra
     first = np.arange(-(-most // largest)) * largest
     rows = np.clip(count - first, 0, largest)
     return np.where(rows == 0, 0, sizes[np.searchsorted(sizes, rows)]).astype(np.int32)
+
+
+def dense_rows(idx: Integers, count: int, largest: int, fill: Integers) -> npt.NDArray[np.int32]:
+    """Return which row each dense row repeats, i32 [rounds * largest]; -1 where none is written.
+
+    Round r holds rows ``idx[r * largest : (r + 1) * largest]``, as far as ``count`` goes. Padding
+    repeats the last escalated row of its round, or row 0 if there is none.
+
+    Parameters
+    ----------
+    fill
+        [rounds], rows to fill in each round: its bucket, or ``largest``.
+    """
+    rows = np.full((len(fill), largest), -1, np.int32)
+    for number, target in enumerate(rows):
+        some = np.asarray(idx[number * largest : min(count, (number + 1) * largest)])
+        target[: fill[number]] = some[-1] if len(some) else 0
+        target[: len(some)] = some
+    return rows.reshape(-1)
 
 
 def gather(tensor: npt.NDArray[Any], idx: Integers, count: int, bucket: int) -> npt.NDArray[Any]:
@@ -208,20 +243,28 @@ def scatter(
     confidence: Floats,
     *,
     temperature: float = 1.0,
+    other: Floats | None = None,
+    weight: float = 0.0,
 ) -> None:
-    """Write label and confidence of the first ``count`` rows to the rows they came from, in place.
+    """Write label and confidence of the first ``count`` rows to the samples they belong to.
 
     Parameters
     ----------
     logits
         [bucket, K] of a later stage; rows from ``count`` on are padding and never written.
     idx
-        [>= count], destination rows in ``label [n]`` and ``confidence [n]``.
+        [>= count], places in ``label [n]`` and ``confidence [n]``, which are changed.
+    other, weight
+        Logits [>= count, K] of an earlier stage for the same samples: the answers are those of
+        ``logits + weight * other``.
     """
-    facts = softmax(np.asarray(logits)[:count], temperature)
-    rows = np.asarray(idx[:count], np.int64)
-    label[rows] = facts.label
-    confidence[rows] = facts.confidence
+    z = np.asarray(logits, np.float64)[:count]
+    if other is not None:
+        z = z + weight * np.asarray(other, np.float64)[:count]
+    facts = softmax(z, temperature)
+    samples = np.asarray(idx[:count], np.int64)
+    label[samples] = facts.label
+    confidence[samples] = facts.confidence
 
 
 def _checked(logits: Floats, temperature: float) -> npt.NDArray[np.float64]:
