@@ -257,7 +257,7 @@ def _check_gate(
         check.read("row_map", inputs.row_map, "i32", (rows,))
     samples = check_answers(check, outputs.label, outputs.confidence, outputs.stage)
     if inputs.row_map is None:
-        check_count("label: samples", samples, least=rows)
+        check_count("samples", samples, least=rows)
     if inputs.force is not None:
         check.read("force", inputs.force, "u8", (samples,))
     check.write("idx", outputs.idx, "i32", (rows,))
