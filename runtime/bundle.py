@@ -16,7 +16,7 @@ from typing import IO
 import pydantic
 
 from runtime.errors import BundleError
-from runtime.schema import FORMAT, CascadeSpec, Form
+from runtime.schema import FORMAT, CascadeSpec, Form, ModelFile
 
 SPEC_NAME = "cascade.json"
 
@@ -38,6 +38,22 @@ class Bundle:
         """
         return _inside(self.folder, name)
 
+    def described(self, stage: int, form: Form) -> ModelFile:
+        """Return what ``cascade.json`` says of a stage's form.
+
+        Raises
+        ------
+        BundleError
+            When the stage lacks the form.
+        """
+        stage_spec = self.spec.stages[stage]
+        if form not in stage_spec.forms:
+            raise BundleError(
+                f"{self.folder / SPEC_NAME}: stage {stage_spec.name} has no form {form}; "
+                f"it has {', '.join(stage_spec.forms)}."
+            )
+        return stage_spec.forms[form]
+
     def model(self, stage: int, form: Form) -> Path:
         """Return the ONNX file of a stage's form after checking its hash.
 
@@ -46,13 +62,7 @@ class Bundle:
         BundleError
             When the stage lacks the form, a file is missing, or the hash differs.
         """
-        described = self.spec.stages[stage].forms.get(form)
-        if described is None:
-            stage_spec = self.spec.stages[stage]
-            raise BundleError(
-                f"{self.folder / SPEC_NAME}: stage {stage_spec.name} has no form {form}; "
-                f"it has {', '.join(stage_spec.forms)}."
-            )
+        described = self.described(stage, form)
         for name in described.external_data:
             self.file(name)
         return self.verified(described.file, described.sha256)

@@ -6,6 +6,7 @@
       BundleError       a bundle or a model file of it cannot be used     (RuntimeError)
       InputError        frames or arguments do not fit the cascade        (ValueError)
       ClosedError       a closed cascade was used                         (RuntimeError)
+      PlanError         a plan is missing, damaged or for another machine (RuntimeError)
 """
 
 from __future__ import annotations
@@ -25,3 +26,7 @@ class InputError(TinysaverError, ValueError):
 
 class ClosedError(TinysaverError, RuntimeError):
     """A cascade was used after ``close()``."""
+
+
+class PlanError(TinysaverError, RuntimeError):
+    """A TensorRT plan is missing, damaged, or was built for something else."""
