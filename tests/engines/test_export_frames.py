@@ -1,0 +1,113 @@
+"""Preprocessing in the exported graph gives the network inputs that the host gives."""
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+
+from engines.errors import EngineError
+from engines.export_frames import add_pixels, add_preprocessing, frame_size
+from engines.export_nodes import Nodes
+from runtime.preprocess import Preprocessor
+from runtime.schema import FrameFormat, Preprocessing
+
+CHANNELS = {"grey": 1, "rgb": 3, "bgr": 3}
+
+
+def preprocessing(size, colour="rgb", **fields):
+    """Make the network input equal to the grey levels, unless told otherwise."""
+    channels = CHANNELS[colour]
+    plain = {"mean": (0.0,) * channels, "std": (1 / 255,) * channels}
+    return Preprocessing(size=size, colour=colour, **{**plain, **fields})
+
+
+def by_graph(frames, colour, wanted, opset=13):
+    nodes = Nodes(opset)
+    pixels = add_pixels(nodes.within("frames:"), "frames")
+    result = add_preprocessing(nodes, pixels, frames.shape[1:3], colour=colour, wanted=wanted)
+    shape = ["n", *frames.shape[1:]]
+    graph = nodes.graph(
+        "preprocessing",
+        [helper.make_tensor_value_info(result, TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info("frames", TensorProto.UINT8, shape)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    return ort.InferenceSession(model.SerializeToString()).run(None, {"frames": frames})[0]
+
+
+def by_host(frames, colour, wanted):
+    return Preprocessor(wanted, FrameFormat(shape=frames.shape[1:], colour=colour))(frames)
+
+
+def noise(height, width, channels, *, n=2):
+    random = np.random.default_rng([height, width])
+    return random.integers(0, 256, (n, height, width, channels)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("resize", ["stretch", "centre_crop", "letterbox"])
+@pytest.mark.parametrize(
+    ("frame", "size"),
+    [
+        ((2, 3), (5, 7)),
+        ((1, 1), (3, 4)),
+        ((33, 57), (28, 28)),
+        ((57, 33), (28, 14)),
+        ((28, 28), (61, 31)),
+        ((5, 300), (64, 64)),
+        ((32, 48), (16, 24)),
+        ((480, 641), (224, 224)),
+    ],
+)
+def test_resizes(frame, size, resize):
+    frames = noise(*frame, 3)
+    wanted = preprocessing(size, resize=resize, mean=(0.4, 0.5, 0.6))
+    found = by_graph(frames, "rgb", wanted)
+    # Host and graph each round a pixel's coordinate to float32, in other ways; neighbouring pixels
+    # of noise differ by up to 255 levels.
+    tolerance = 1e-4 + 255 * 2**-23 * sum(frame)
+    np.testing.assert_allclose(found, by_host(frames, "rgb", wanted), atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("source", CHANNELS)
+@pytest.mark.parametrize("target", CHANNELS)
+@pytest.mark.parametrize("size", [(7, 5), (4, 9)])
+def test_colours_normalised(source, target, size):
+    frames = noise(7, 5, CHANNELS[source], n=3)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    channels = CHANNELS[target]
+    wanted = preprocessing(size, target, mean=mean[:channels], std=std[:channels])
+    found = by_graph(frames, source, wanted)
+    np.testing.assert_allclose(found, by_host(frames, source, wanted), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("opset", [13, 17, 18, 21])
+def test_every_opset(opset):
+    frames, wanted = noise(9, 14, 3), preprocessing((5, 5), "grey", resize="letterbox")
+    found = by_graph(frames, "bgr", wanted, opset)
+    np.testing.assert_allclose(found, by_host(frames, "bgr", wanted), atol=1e-3, rtol=0)
+
+
+def test_no_frames_are_no_inputs():
+    frames = np.empty((0, 9, 14, 3), np.uint8)
+    assert by_graph(frames, "rgb", preprocessing((5, 5))).shape == (0, 3, 5, 5)
+
+
+def test_a_bundle_with_a_size_needs_none():
+    frames = FrameFormat(shape=(4, 6, 3), colour="rgb")
+    assert frame_size(frames, None) == (4, 6)
+    assert frame_size(frames, (4, 6)) == (4, 6)
+    with pytest.raises(EngineError, match="takes frames of 4x6 .* got 6x4"):
+        frame_size(frames, (6, 4))
+
+
+def test_a_bundle_for_any_size_needs_one():
+    frames = FrameFormat(shape=(0, 0, 3), colour="rgb")
+    assert frame_size(frames, (4, 6)) == (4, 6)
+    with pytest.raises(EngineError, match="--frame-size 1080x1920"):
+        frame_size(frames, None)
+
+
+def test_nv12_is_refused():
+    frames = FrameFormat(shape=(6, 4, 1), colour="nv12", matrix="bt601", range="limited")
+    with pytest.raises(EngineError, match="NV12"):
+        frame_size(frames, None)
