@@ -96,7 +96,7 @@ def test_a_bundle_with_a_size_needs_none():
     frames = FrameFormat(shape=(4, 6, 3), colour="rgb")
     assert frame_size(frames, None) == (4, 6)
     assert frame_size(frames, (4, 6)) == (4, 6)
-    with pytest.raises(EngineError, match="takes frames of 4x6 .* got 6x4"):
+    with pytest.raises(EngineError, match=r"takes frames of 4x6 .* got 6x4"):
         frame_size(frames, (6, 4))
 
 
