@@ -13,6 +13,7 @@ from runtime.environment import (
     refuse_foreign_packages,
     version,
 )
+from runtime.terminal import missing_package
 
 
 class Verb(NamedTuple):
@@ -28,16 +29,8 @@ VERBS = {
     "record": Verb("calibration.record", "Store the logits of a model for a data set."),
     "threshold": Verb("calibration.threshold", "Choose thresholds and certify the accuracy drop."),
     "search": Verb("calibration.search", "Search the best cascade of a pool of models."),
+    "inspect": Verb("engines.onnx_model", "Describe and check ONNX files without running them."),
     "train": Verb("savers.train", "Train savers and large models."),
-}
-
-# Extra that brings a module which is not among the base dependencies.
-EXTRAS = {
-    "cv2": "opencv",
-    "matplotlib": "plot",
-    "onnx": "onnx",
-    "pycuda": "cuda",
-    "torch": "train",
 }
 
 
@@ -65,13 +58,10 @@ class Forwarding(click.Command):
             command = importlib.import_module(self._module).main
             return command.main(args=ctx.args, prog_name=f"tinysaver {self.name}")
         except ModuleNotFoundError as error:
-            missing = (error.name or "").partition(".")[0]
-            if missing not in EXTRAS:
+            message = missing_package(error, f"tinysaver {self.name}")
+            if message is None:
                 raise
-            raise click.ClickException(
-                f"tinysaver {self.name} needs {missing}, which is not installed. "
-                f"Install it: pip install '{DISTRIBUTION}[{EXTRAS[missing]}]'"
-            ) from None
+            raise click.ClickException(message) from None
 
 
 class Verbs(click.Group):

@@ -7,7 +7,17 @@ from typing import Any
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from runtime.environment import DISTRIBUTION
 from runtime.errors import TinysaverError
+
+# Extra that brings a module which is not among the base dependencies.
+EXTRAS = {
+    "cv2": "opencv",
+    "matplotlib": "plot",
+    "onnx": "onnx",
+    "pycuda": "cuda",
+    "torch": "train",
+}
 
 
 class Command(click.Command):
@@ -19,11 +29,27 @@ class Command(click.Command):
             return super().invoke(ctx)
         except TinysaverError as error:
             raise click.ClickException(str(error)) from None
+        except ModuleNotFoundError as error:
+            message = missing_package(error, ctx.command_path)
+            if message is None:
+                raise
+            raise click.ClickException(message) from None
         except BrokenPipeError:
             raise  # a reader such as `head` has enough; click ends quietly
         except OSError as error:
             place = f"{error.filename}: " if error.filename else ""
             raise click.ClickException(f"{place}{error.strerror or error}") from None
+
+
+def missing_package(error: ModuleNotFoundError, program: str) -> str | None:
+    """Return what to install for a program whose optional package is missing; None for another."""
+    missing = (error.name or "").partition(".")[0]
+    if missing not in EXTRAS:
+        return None
+    return (
+        f"{program} needs {missing}, which is not installed. "
+        f"Install it: pip install '{DISTRIBUTION}[{EXTRAS[missing]}]'"
+    )
 
 
 def progress_bar() -> Progress:

@@ -11,7 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from runtime import cli, environment
+from runtime import cli, environment, terminal
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_a_missing_extra_is_named(
 def test_extras_named_for_missing_modules_exist() -> None:
     project = (Path(__file__).resolve().parent.parent / "pyproject.toml").read_text()
     extras = project.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
-    assert all(f"\n{extra} = [" in extras for extra in cli.EXTRAS.values())
+    assert all(f"\n{extra} = [" in extras for extra in terminal.EXTRAS.values())
 
 
 @pytest.mark.parametrize(
