@@ -35,6 +35,7 @@ Architecture = Annotated[str, Field(pattern=r"^sm_[0-9]{2,3}$")]
 Batch = Annotated[int, Field(gt=0)]
 
 _KEY_DIGITS = 12
+_CHUNK = 1 << 20
 
 
 class Profile(Schema):
@@ -193,15 +194,35 @@ class Plan:
             content = self.path.read_bytes()
         except OSError as error:
             raise PlanError(f"plan {self.name}: {self.path}: {error.strerror}") from None
-        expected = self.sidecar
-        if len(content) != expected.nbytes:
-            raise PlanError(
-                f"plan {self.name}: {self.path} has {len(content)} bytes, "
-                f"its sidecar says {expected.nbytes}"
-            )
-        if hashlib.sha256(content).hexdigest() != expected.sha256:
-            raise PlanError(f"plan {self.name}: {self.path} is not what its sidecar describes")
+        self._compare(len(content), hashlib.sha256(content).hexdigest())
         return content
+
+    def check(self) -> None:
+        """Check the plan's content without holding all of it.
+
+        Raises
+        ------
+        PlanError
+            When the file is missing, truncated or edited.
+        """
+        content, nbytes = hashlib.sha256(), 0
+        try:
+            with self.path.open("rb") as stream:
+                while chunk := stream.read(_CHUNK):
+                    content.update(chunk)
+                    nbytes += len(chunk)
+        except OSError as error:
+            raise PlanError(f"plan {self.name}: {self.path}: {error.strerror}") from None
+        self._compare(nbytes, content.hexdigest())
+
+    def _compare(self, nbytes: int, sha256: str) -> None:
+        if nbytes != self.sidecar.nbytes:
+            raise PlanError(
+                f"plan {self.name}: {self.path} has {nbytes} bytes, "
+                f"its sidecar says {self.sidecar.nbytes}"
+            )
+        if sha256 != self.sidecar.sha256:
+            raise PlanError(f"plan {self.name}: {self.path} is not what its sidecar describes")
 
 
 class Damaged(NamedTuple):
