@@ -1,0 +1,59 @@
+#include "launch.h"
+
+#include <cstdio>
+#include <mutex>
+#include <vector>
+
+#include "registry.h"
+#include "scheduler.h"
+
+namespace cuda_cpu {
+namespace {
+
+std::mutex one_launch;  // at a time
+
+std::vector<Entry>& kernels() {
+  static std::vector<Entry> all;
+  return all;
+}
+
+std::string refusal(const Entry* kernel, const char* name, const cuda_cpu_shape& shape) {
+  if (!kernel) return "no kernel is called " + std::string(name);
+  std::uint64_t threads = 1;
+  for (const std::uint32_t length : shape.block) threads *= length;
+  if (!threads || threads > kernel->most_threads)
+    return std::string(name) + ": " + std::to_string(threads) + " threads a block, expected 1 to " +
+           std::to_string(kernel->most_threads);
+  const bool fits = shape.grid[0] <= 0x7fffffff && shape.grid[1] <= 65535 && shape.grid[2] <= 65535;
+  if (!fits || !shape.grid[0] || !shape.grid[1] || !shape.grid[2])
+    return std::string(name) + ": a grid that no GPU takes";
+  return "";
+}
+
+}  // namespace
+
+void add_kernel(const Entry& entry) { kernels().push_back(entry); }
+
+const Entry* find_kernel(std::string_view name) {
+  for (const Entry& entry : kernels())
+    if (name == entry.name) return &entry;
+  return nullptr;
+}
+
+}  // namespace cuda_cpu
+
+const size_t* cuda_cpu_parameters(const char* kernel) {
+  const cuda_cpu::Entry* entry = cuda_cpu::find_kernel(kernel);
+  return entry ? entry->parameters : nullptr;
+}
+
+void cuda_cpu_launch(const char* kernel, const cuda_cpu_shape* shape,
+                     const cuda_cpu_options* options, void** arguments, cuda_cpu_report* report) {
+  *report = {};
+  const cuda_cpu::Entry* entry = cuda_cpu::find_kernel(kernel);
+  const std::string problem = cuda_cpu::refusal(entry, kernel, *shape);
+  std::snprintf(report->message, sizeof report->message, "%s", problem.c_str());
+  if (!problem.empty()) return;
+  const std::lock_guard lock(cuda_cpu::one_launch);
+  cuda_cpu::run(entry->call, arguments, *shape, *options, *report);
+}
