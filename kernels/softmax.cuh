@@ -168,11 +168,11 @@ struct Slice {
   __device__ __forceinline__ void load(const Logits<T>& row, int lane) {
 #pragma unroll
     for (int k = 0; k < EDGE; ++k) {
-      const int place = lane + k * LANES;
-      if (place < row.head) head[k] = read(row.start + place);
-      if (row.tail() + place < row.classes) tail[k] = read(row.start + row.tail() + place);
+      const int place = lane + k * LANES, last = row.tail() + place;
+      head[k] = place < row.head ? read(row.start + place) : T(0);
+      tail[k] = last < row.classes ? read(row.start + last) : T(0);
     }
-    if (lane < row.vectors) body = row.vector(lane);
+    body = lane < row.vectors ? row.vector(lane) : uint4{0, 0, 0, 0};
   }
 };
 
@@ -195,7 +195,7 @@ __device__ __forceinline__ void visit(const Logits<T>& row, const Slice<T, LANES
 #pragma unroll
   for (int k = 0; k < slice.EDGE; ++k) {
     const int place = lane + k * LANES;
-    const float logits[1] = {place < row.head ? to_float(slice.head[k]) : 0.0f};
+    const float logits[1] = {to_float(slice.head[k])};
     if (place < row.head) part(logits, place);
   }
   uint4 vector = slice.body;
@@ -208,7 +208,7 @@ __device__ __forceinline__ void visit(const Logits<T>& row, const Slice<T, LANES
 #pragma unroll
   for (int k = 0; k < slice.EDGE; ++k) {
     const int place = row.tail() + lane + k * LANES;
-    const float logits[1] = {place < row.classes ? to_float(slice.tail[k]) : 0.0f};
+    const float logits[1] = {to_float(slice.tail[k])};
     if (place < row.classes) part(logits, place);
   }
 }
