@@ -46,12 +46,12 @@ class Queue {
   std::size_t first_ = 0, last_ = 0;
 };
 
-// Return the numbers of blocks as they start; the hardware promises no order.
+// Return the numbers of blocks, the first to start last. The hardware promises no order.
 inline std::vector<std::uint64_t> block_order(std::uint64_t blocks, cuda_cpu_order order,
                                               Random& random) {
   std::vector<std::uint64_t> numbers(blocks);
   std::iota(numbers.begin(), numbers.end(), 0);
-  if (order == CUDA_CPU_DESCENDING) std::reverse(numbers.begin(), numbers.end());
+  if (order == CUDA_CPU_ASCENDING) std::reverse(numbers.begin(), numbers.end());
   if (order == CUDA_CPU_RANDOM)
     for (std::uint64_t k = blocks; k > 1; --k) std::swap(numbers[k - 1], numbers[random.below(k)]);
   return numbers;
