@@ -99,13 +99,13 @@ def build(request: BuildRequest, tell: Tell) -> Built:
         reason = session.log.last_error(ahead_of_time=bool(request.targets))
         raise EngineError(f"{request.name}: {session.tensorrt.name} cannot build it: {reason}")
     Path(request.output).write_bytes(memoryview(plan))
-    save_timing_cache(request, config)
+    save_timing_cache(session, request, config)
     inputs, outputs = tensors(network)
     return Built(
         inputs=inputs,
         outputs=outputs,
         seconds=time.monotonic() - started,
-        warnings=tuple(session.log.warnings)[:_MOST_WARNINGS],
+        warnings=tuple(session.log.warnings)[-_MOST_WARNINGS:],
     )
 
 
@@ -192,13 +192,16 @@ def configure(
     return config
 
 
-def save_timing_cache(request: BuildRequest, config: trt.IBuilderConfig) -> None:
-    """Write back what was timed, so that later builds take less time."""
+def save_timing_cache(session: Session, request: BuildRequest, config: trt.IBuilderConfig) -> None:
+    """Write back what was timed, so that later builds take less time; the plan does not need it."""
     if request.timing_cache is None:
         return
     content = memoryview(config.get_timing_cache().serialize())
-    with replacing(Path(request.timing_cache)) as stream:
-        stream.write(content)
+    try:
+        with replacing(Path(request.timing_cache)) as stream:
+            stream.write(content)
+    except OSError as error:
+        session.log.add("WARNING", f"timings not kept: {request.timing_cache}: {error.strerror}")
 
 
 def tensors(
@@ -325,7 +328,8 @@ def _load_timing_cache(config: trt.IBuilderConfig, path: str | None) -> None:
         return
     file = Path(path)
     # What another version or GPU timed is refused and replaced: nothing is lost but time.
-    for content in [file.read_bytes()] * file.is_file() + [b""]:
+    kept = [file.read_bytes()] if file.is_file() else []
+    for content in (*kept, b""):
         if config.set_timing_cache(config.create_timing_cache(content), ignore_mismatch=False):
             return
 

@@ -46,6 +46,8 @@ class Entry:
     ----------
     files
         All that belongs to it.
+    nbytes
+        Their size.
     reason
         In words, why it has this status.
     """
@@ -54,12 +56,8 @@ class Entry:
     status: Status
     reason: str | None
     files: tuple[Path, ...]
+    nbytes: int
     plan: Plan | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Size of its files."""
-        return sum(path.stat().st_size for path in self.files if path.exists())
 
 
 def entries(bundle: Bundle) -> list[Entry]:
@@ -69,14 +67,20 @@ def entries(bundle: Bundle) -> list[Entry]:
     for item in plans_of(bundle.folder):
         if isinstance(item, Damaged):
             files = (item.sidecar_path, item.sidecar_path.with_suffix(".plan"))
-            found.append(Entry(item.sidecar_path.stem, "damaged", item.reason, files))
+            found.append(_entry(item.sidecar_path.stem, "damaged", item.reason, *files))
         else:
             status, reason = _judge(bundle, item, machines[item.key.machine.library])
-            files = (item.path, item.sidecar_path)
-            found.append(Entry(item.name, status, reason, files, item))
+            found.append(_entry(item.name, status, reason, item.path, item.sidecar_path, plan=item))
     known = {path for entry in found for path in entry.files}
     found.extend(_other_files(bundle.folder, known))
     return found
+
+
+def _entry(
+    name: str, status: Status, reason: str | None, *files: Path, plan: Plan | None = None
+) -> Entry:
+    nbytes = sum(path.stat().st_size for path in files if path.exists())
+    return Entry(name, status, reason, files, nbytes, plan)
 
 
 def _judge(bundle: Bundle, plan: Plan, machine: Machine | str) -> tuple[Status, str | None]:
@@ -116,12 +120,12 @@ def _other_files(bundle_folder: Path, known: set[Path]) -> Iterator[Entry]:
     for folder in plan_folders(bundle_folder):
         for path in sorted(folder.glob("*.plan")):
             if path not in known:
-                yield Entry(path.stem, "leftover", "a plan without its sidecar", (path,))
+                yield _entry(path.stem, "leftover", "a plan without its sidecar", path)
         for path in sorted(folder.glob(".*.*")):
             if path.suffix != ".lock":
-                yield Entry(path.name, "leftover", "of a build that was killed", (path,))
+                yield _entry(path.name, "leftover", "of a build that was killed", path)
         for path in sorted(folder.glob("timings.*")):
-            yield Entry(path.name, "timings", None, (path,))
+            yield _entry(path.name, "timings", None, path)
 
 
 def remove(entry: Entry) -> bool:

@@ -140,6 +140,8 @@ def resolve_targets(tensorrt: TensorRT, targets: Sequence[str]) -> tuple[str, ..
     EngineError
         When this version does not know one.
     """
+    if not targets:
+        return ()
     known = _architectures(tensorrt)
     chosen: set[str] = set()
     for target in targets:
