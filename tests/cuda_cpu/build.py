@@ -7,6 +7,7 @@ build at once. What has not been used for a month is removed.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -80,7 +81,7 @@ ADDRESS = Variant(
 
 
 def has_compiler() -> bool:
-    """Return whether this machine can build at all; where it cannot, tests that build are skipped."""
+    """Return whether this machine can build; where it cannot, tests that build are skipped."""
     return shutil.which(COMPILER) is not None
 
 
@@ -203,8 +204,9 @@ def _kept(name: str, key: str, make: Callable[[Path], None]) -> Path:
 def _remove_unused() -> None:
     oldest = time.time() - DAYS_KEPT * 24 * 3600
     for path in CACHE.iterdir():
-        if path.is_file() and path.stat().st_mtime < oldest:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another process may be faster
+            if path.stat().st_mtime < oldest:
+                path.unlink() if path.is_file() else shutil.rmtree(path)
 
 
 def _run(*command: str, folder: Path | None = None) -> str:
