@@ -13,6 +13,8 @@ The ``.cu`` files say what every array means; `kernels.reference` is their judge
 from __future__ import annotations
 
 from kernels.dense import MOST_TENSORS, Combination, Escalated, gather, scatter
+from kernels.frame_table import Frame, frame_table
+from kernels.frames import Colour, NetworkInput, PixelFormat, Resize
 from kernels.gate import (
     GateInputs,
     GateOutputs,
@@ -26,25 +28,33 @@ from kernels.gate import (
     threshold_values,
 )
 from kernels.launch import DeviceArray, Kernel, Launch, Launcher
+from kernels.preprocess import preprocess
 from kernels.select import MOST_HANDLES, select
 
 __all__ = [
     "MOST_HANDLES",
     "MOST_TENSORS",
+    "Colour",
     "Combination",
     "DeviceArray",
     "Escalated",
+    "Frame",
     "GateInputs",
     "GateOutputs",
     "GateScratch",
     "Kernel",
     "Launch",
     "Launcher",
+    "NetworkInput",
+    "PixelFormat",
+    "Resize",
     "ScoreName",
     "check_buckets",
+    "frame_table",
     "gate",
     "gather",
     "mask_words",
+    "preprocess",
     "rounds",
     "scatter",
     "select",
