@@ -50,18 +50,24 @@ class Entry(Schema):
     source_sha256
         `kernels.sources.Source.sha256` of what it was built from.
     nvrtc
-        Version that built it, major and minor.
+        Version that built it: ``13.0``.
     file
         Its path, relative to the manifest.
     """
 
     module: str
     architecture: str
-    nvrtc: tuple[int, int]
+    nvrtc: str = pydantic.Field(pattern=r"^\d+\.\d+$")
     options: tuple[str, ...]
     source_sha256: str
     file: str
     sha256: str
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Major and minor of ``nvrtc``."""
+        major, minor = map(int, self.nvrtc.split("."))
+        return major, minor
 
 
 class Manifest(Schema):
@@ -99,9 +105,9 @@ def find_prebuilt(
         if entry.architecture == target.architecture
         and entry.source_sha256 == source.sha256
         and entry.options == options
-        and entry.nvrtc[0] <= target.driver[0]
+        and entry.version[0] <= target.driver[0]
     ]
-    for entry in sorted(fitting, key=lambda entry: entry.nvrtc, reverse=True):
+    for entry in sorted(fitting, key=lambda entry: entry.version, reverse=True):
         cubin = _verified(folder, entry)
         if cubin is not None:
             return cubin
@@ -162,7 +168,7 @@ def _build_one(folder: Path, job: Job) -> Entry:
     return Entry(
         module=job.module,
         architecture=job.architecture,
-        nvrtc=job.nvrtc.version,
+        nvrtc="{}.{}".format(*job.nvrtc.version),
         options=OPTIONS,
         source_sha256=source.sha256,
         file=file,

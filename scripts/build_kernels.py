@@ -73,8 +73,8 @@ def compiler(major: int, architecture: str) -> nvrtc.Nvrtc:
 def report(folder: Path, entries: list[Entry]) -> None:
     """Say what was built."""
     counts = Counter(entry.nvrtc for entry in entries)
-    for (major, minor), count in sorted(counts.items()):
-        click.echo(f"NVRTC {major}.{minor}: {count} cubins")
+    for version, count in sorted(counts.items()):
+        click.echo(f"NVRTC {version}: {count} cubins")
     size = sum((folder / entry.file).stat().st_size for entry in entries)
     click.echo(f"{folder}: {len(entries)} cubins, {size / 1e6:.1f} MB")
 

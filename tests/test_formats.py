@@ -13,6 +13,7 @@ from calibration.budget import Budget
 from calibration.pool import Card
 from calibration.provenance import load_provenance, overlaps
 from calibration.records import load_data, load_record
+from kernels.prebuilt import ARCHITECTURES, Manifest
 from runtime import bench_report
 from runtime.bundle import load_bundle, save_spec
 from runtime.schema import CascadeSpec
@@ -70,6 +71,13 @@ def test_model_card_example_fits_the_format():
 
 def test_certifications_example_has_spent_two_of_four_looks():
     assert Budget(EXAMPLES / "certifications.jsonl").spent() == pytest.approx(0.025)
+
+
+def test_cubins_example_is_of_every_cuda_major():
+    manifest = Manifest.model_validate_json((EXAMPLES / "cubins.json").read_bytes())
+    assert [entry.version[0] for entry in manifest.cubins] == list(ARCHITECTURES)
+    for entry in manifest.cubins:
+        assert entry.file == f"cu{entry.version[0]}/{entry.module}-{entry.architecture}.cubin"
 
 
 def test_results_example_has_the_fields_of_an_answer_and_of_an_error():
