@@ -209,13 +209,13 @@ def main(ctx: click.Context, /, **options: Any) -> None:
     bundle = load_bundle(request.bundle)
     tensorrt = load_tensorrt("tensorrt_rtx" if request.targets else "tensorrt")
     order = request.order(tensorrt)
-    done = []
-    for job in jobs(bundle, order):
+    todo, done = list(jobs(bundle, order)), []
+    for job in todo:
         try:
             started = time.monotonic()
             outcome = _obtain(job, request)
         except KeyboardInterrupt:
-            _say(f"plan {job.wanted.name}: interrupted, not built; what was there is unchanged")
+            _say(f"plan {job.wanted.name}: interrupted, not built; nothing was changed")
             ctx.exit(130)
         done.append((outcome, time.monotonic() - started))
     if request.as_json:
