@@ -9,7 +9,7 @@ from onnx import TensorProto
 
 from engines.errors import EngineError
 from engines.export_nodes import Nodes
-from runtime.preprocess import GREY_WEIGHTS, Window, crop_window, letterbox_window
+from kernels.frames import GREY_WEIGHTS, Window, crop_window, letterbox_window
 from runtime.schema import FrameFormat, Preprocessing
 
 FrameSize = tuple[int, int]

@@ -346,6 +346,10 @@ def _check_frames(frames: Frames, expected: FrameFormat) -> Frames:
             f"frames: expected u8 [N, {size}] ({expected.colour}), "
             f"got {array.dtype} {list(array.shape)}. {_advice(array, channels)}"
         )
+    try:
+        expected.pixels.picture_size(*array.shape[1:3])
+    except ValueError as error:
+        raise InputError(f"frames: {error}. Crop them to even sides.") from None
     return array
 
 

@@ -95,7 +95,7 @@ def read_sources(paths: list[Path], expected: FrameFormat) -> Iterator[Picture]:
     Raises
     ------
     InputError
-        When a path does not exist, or npz is damaged.
+        When a path does not exist, npz is damaged, or pictures are given where frames are NV12.
     """
     for path in paths:
         if path.suffix == ".npz":
@@ -104,6 +104,7 @@ def read_sources(paths: list[Path], expected: FrameFormat) -> Iterator[Picture]:
             for index, frame in enumerate(frames):
                 yield Picture(str(path), index, None if error else frame, error)
         else:
+            _require_decodable(path, expected)
             for file in picture_files(path):
                 yield _read_picture(file, expected)
 
@@ -123,6 +124,14 @@ def picture_files(path: Path) -> list[Path]:
     if not path.exists():
         raise InputError(f"{path}: not found. Give pictures, folders or npz files.")
     return [path]
+
+
+def _require_decodable(path: Path, expected: FrameFormat) -> None:
+    if expected.colour == "nv12":
+        raise InputError(
+            f"{path}: the cascade takes nv12 frames, which no picture file holds. "
+            "Give npz with images u8 [n, H * 3/2, W, 1]."
+        )
 
 
 def _read_picture(path: Path, expected: FrameFormat) -> Picture:
@@ -151,10 +160,14 @@ def _read_picture(path: Path, expected: FrameFormat) -> Picture:
 
 def _misfit(found: tuple[int, ...], expected: FrameFormat) -> str | None:
     height, width, channels = expected.shape
-    if found[2] == channels and (not height or found[:2] == (height, width)):
-        return None
-    size = f"{height or 'height'}, {width or 'width'}, {channels}"
-    return f"has the wrong size: expected [{size}] ({expected.colour}), got {list(found)}"
+    if found[2] != channels or (height and found[:2] != (height, width)):
+        size = f"{height or 'height'}, {width or 'width'}, {channels}"
+        return f"has the wrong size: expected [{size}] ({expected.colour}), got {list(found)}"
+    try:
+        expected.pixels.picture_size(*found[:2])
+    except ValueError as error:
+        return f"has the wrong size: {error}"
+    return None
 
 
 def _opencv() -> Any:

@@ -13,10 +13,13 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from kernels.frames import BYTES_PER_PIXEL, MOST_SIDE, PixelFormat
+
 FORMAT = "tinysaver.cascade/1"
 
 Form = Literal["fp32", "fp16", "int8_host", "int8_trt"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Side = Annotated[int, Field(gt=0, le=MOST_SIDE)]
 UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 Threshold = UnitInterval | list[UnitInterval]
 """One number, or one per predicted class."""
@@ -36,7 +39,8 @@ class FrameFormat(Schema):
     Attributes
     ----------
     shape
-        ``(height, width, channels)``. A height and width of 0 accept frames of any size.
+        ``(height, width, channels)``. A height and width of 0 accept frames of any size. NV12 has
+        one channel, and as height 3/2 of the picture's: the luma plane, then the chroma pairs.
     matrix, range
         YUV to RGB conversion, for NV12 only.
     """
@@ -49,7 +53,7 @@ class FrameFormat(Schema):
 
     @model_validator(mode="after")
     def _check(self) -> FrameFormat:
-        channels = {"grey": 1, "rgb": 3, "bgr": 3, "nv12": 1}[self.colour]
+        channels = BYTES_PER_PIXEL[self.colour]
         if min(self.shape) < 0 or (self.shape[0] == 0) != (self.shape[1] == 0):
             raise ValueError(f"height and width are positive, or both 0, shape says {self.shape}")
         if self.shape[2] != channels:
@@ -58,7 +62,13 @@ class FrameFormat(Schema):
             )
         if {self.matrix is not None, self.range is not None} != {self.colour == "nv12"}:
             raise ValueError("matrix and range are given for nv12, and only for it")
+        self.pixels.picture_size(*self.shape[:2])
         return self
+
+    @property
+    def pixels(self) -> PixelFormat:
+        """Its colours."""
+        return PixelFormat(self.colour, self.matrix, self.range)
 
 
 class Preprocessing(Schema):
@@ -78,7 +88,7 @@ class Preprocessing(Schema):
         One number per channel, of pixels scaled to [0, 1].
     """
 
-    size: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
+    size: tuple[Side, Side]
     colour: Literal["grey", "rgb", "bgr"]
     resize: Literal["stretch", "centre_crop", "letterbox"] = "stretch"
     mean: tuple[float, ...]

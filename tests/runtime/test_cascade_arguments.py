@@ -48,6 +48,29 @@ def test_force_of_another_shape_or_type_is_refused(distinct, force, got):
     assert re.search(rf"force: expected u8 \[4\] or u8 \[2, 4\], got {got}", str(caught.value))
 
 
+NV12 = {"colour": "nv12", "matrix": "bt601", "range": "full"}
+
+
+@pytest.mark.parametrize("shape", [[3, 2, 1], [0, 0, 1]])
+def test_nv12_frames_are_taken_with_their_planes_below_each_other(make_bundle, shape):
+    """Grey levels are the logits of `echo`: luma, where chroma has no colour."""
+    frames = np.full((4, 3, 2, 1), 128, np.uint8)
+    frames[:, :2] = 0
+    for row, (y, x) in enumerate(((1, 0), (0, 0), (1, 1), (0, 1))):
+        frames[row, y, x] = 200
+    bundle = make_bundle("echo", "negated", input={"shape": shape, **NV12})
+    with load(bundle) as cascade:
+        assert cascade.run(frames).label.tolist() == [2, 0, 3, 1]
+
+
+def test_rows_that_no_nv12_frame_has_are_refused(make_bundle):
+    bundle = make_bundle("echo", "negated", input={"shape": [0, 0, 1], **NV12})
+    with load(bundle) as cascade, pytest.raises(InputError) as caught:
+        cascade.run(np.zeros((2, 4, 6, 1), np.uint8))
+    assert "frames: nv12: expected an even width" in str(caught.value)
+    assert "got 4 rows of 6. Crop them to even sides." in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("frames", "got", "advice"),
     [

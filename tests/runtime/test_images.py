@@ -18,6 +18,7 @@ GREY = FrameFormat(shape=(6, 5, 1), colour="grey")
 RGB = FrameFormat(shape=(6, 5, 3), colour="rgb")
 BGR = FrameFormat(shape=(6, 5, 3), colour="bgr")
 ANY = FrameFormat(shape=(0, 0, 3), colour="bgr")
+NV12 = FrameFormat(shape=(0, 0, 1), colour="nv12", matrix="bt601", range="limited")
 
 
 def pixels(*shape, seed=0):
@@ -294,3 +295,19 @@ def test_without_opencv_pictures_are_refused_with_advice_and_npz_works(tmp_path,
     assert len(read(tmp_path / "a.npz")) == 1
     with pytest.raises(InputError, match=r"tinysaver-runtime\[opencv\]"):
         read(path)
+
+
+def test_nv12_frames_come_from_npz(tmp_path):
+    frames = pixels(2, 6, 4, 1)
+    np.savez(tmp_path / "a.npz", images=frames)
+    np.savez(tmp_path / "odd.npz", images=pixels(1, 4, 4, 1))
+    good, second, odd = read(tmp_path / "a.npz", tmp_path / "odd.npz", expected=NV12)
+    np.testing.assert_array_equal([good.frame, second.frame], frames)
+    assert odd.frame is None
+    assert odd.error.startswith("has the wrong size: nv12: expected an even width")
+
+
+def test_pictures_are_refused_where_frames_are_nv12(tmp_path):
+    write_picture(tmp_path / "a.png", pixels(6, 4, 3))
+    with pytest.raises(InputError, match=r"takes nv12 frames, which no .* Give npz with images"):
+        read(tmp_path / "a.png", expected=NV12)

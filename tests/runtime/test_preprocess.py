@@ -1,4 +1,4 @@
-"""Preprocessing against plain float64 loops and against OpenCV's own resize on float pixels."""
+"""Preprocessing against plain float64 loops, the reference, and OpenCV on float pixels."""
 
 import sys
 
@@ -6,8 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
-from runtime.errors import BundleError
-from runtime.preprocess import Preprocessor
+from kernels import reference_preprocess
+from kernels.frames import PixelFormat, Placement, Window
+from runtime.preprocess import Preprocessor, network_input
+from runtime.sampler import OpenCvSampler, Sampler, fast_sampler
 from runtime.schema import FrameFormat, Preprocessing
 
 GREY_LEVELS = 1e-3  # how far backends may be apart
@@ -248,15 +250,90 @@ def test_shape_is_that_of_one_network_input():
     assert preprocessor((4, 6), frame=(4, 6), wanted="grey").shape == (1, 4, 6)
 
 
-def test_nv12_frames_are_refused_on_the_host():
-    spec = Preprocessing(size=(4, 4), colour="rgb", mean=MEAN, std=STD)
-    frames = FrameFormat(shape=(6, 4, 1), colour="nv12", matrix="bt709", range="limited")
-    with pytest.raises(BundleError, match="reads grey, rgb and bgr frames, got nv12"):
-        Preprocessor(spec, frames)
+ALL_FORMATS = {
+    "grey": {"colour": "grey"},
+    "rgb": {"colour": "rgb"},
+    "bgr": {"colour": "bgr"},
+    "nv12": {"colour": "nv12", "matrix": "bt601", "range": "limited"},
+    "nv12-709-full": {"colour": "nv12", "matrix": "bt709", "range": "full"},
+}
 
 
-def test_without_opencv_a_resize_is_refused_with_advice_and_no_resize_works(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cv2", None)
-    assert preprocessor((4, 4), frame=(4, 4))(frames_of(1, 4, 4, 3)).shape == (1, 3, 4, 4)
-    with pytest.raises(BundleError, match=r"needs OpenCV .*tinysaver-runtime\[opencv\]"):
-        preprocessor((4, 4), frame=(5, 4))
+def hold_against_the_reference(name, before, after, *, wanted, resize, any_size=False):
+    """Preprocess two frames of noise, grey levels as they are, and compare with float64."""
+    colours = ALL_FORMATS[name]
+    rows = before[0] * 3 // 2 if colours["colour"] == "nv12" else before[0]
+    channels = 3 if name in ("rgb", "bgr") else 1
+    shape = (0, 0, channels) if any_size else (rows, before[1], channels)
+    of_frames = FrameFormat(shape=shape, **colours)
+    wanted_channels = 1 if wanted == "grey" else 3
+    spec = Preprocessing(
+        size=after,
+        colour=wanted,
+        resize=resize,
+        mean=(0.25,) * wanted_channels,
+        std=(1 / 255,) * wanted_channels,
+    )
+    frames = frames_of(2, rows, before[1], channels)
+    found = Preprocessor(spec, of_frames)(frames)
+    for frame, image in zip(frames, found, strict=True):
+        expected = reference_preprocess.preprocess(frame, of_frames.pixels, network_input(spec))
+        np.testing.assert_allclose(image, expected, atol=GREY_LEVELS)
+
+
+@pytest.mark.parametrize("name", ALL_FORMATS)
+@pytest.mark.parametrize("wanted", ["grey", "rgb", "bgr"])
+@pytest.mark.parametrize("resize", ["stretch", "centre_crop", "letterbox"])
+@pytest.mark.parametrize("any_size", [False, True])
+def test_every_conversion_equals_the_reference(name, wanted, resize, any_size):
+    for before, after in (((6, 10), (6, 10)), ((2, 2), (5, 1)), ((38, 22), (9, 30))):
+        hold_against_the_reference(
+            name, before, after, wanted=wanted, resize=resize, any_size=any_size
+        )
+
+
+@pytest.mark.parametrize("opencv", ["as it is", "without IPP", "missing"])
+@pytest.mark.parametrize(("before", "after"), [((4, 4096), (3, 223)), ((1090, 6), (311, 7))])
+def test_long_sides_keep_their_precision_whatever_opencv_does(monkeypatch, opencv, before, after):
+    if opencv == "missing":
+        monkeypatch.setitem(sys.modules, "cv2", None)
+    used = cv2.ipp.useIPP()
+    cv2.ipp.setUseIPP(used and opencv != "without IPP")
+    try:
+        hold_against_the_reference("bgr", before, after, wanted="rgb", resize="stretch")
+    finally:
+        cv2.ipp.setUseIPP(used)
+
+
+@pytest.mark.parametrize(("error", "used"), [(0.0, True), (1e-4, True), (5e-4, False)])
+def test_opencv_samples_only_where_it_is_precise(monkeypatch, error, used):
+    def resize(image, size, interpolation):
+        assert interpolation == cv2.INTER_LINEAR
+        return bilinear_by_loop(image, *size[::-1]).astype(np.float32) + error
+
+    monkeypatch.setattr(cv2, "resize", resize)
+    pixels = PixelFormat("rgb")
+    placement = Placement(Window(1, 2, 5, 6), Window(0, 0, 4, 9))
+    sample = fast_sampler(pixels, (8, 9), placement)
+    assert isinstance(sample, OpenCvSampler) == used
+    frame = frames_of(1, 8, 9, 3)[0]
+    expected = Sampler(pixels, placement)(frame)
+    np.testing.assert_allclose(sample(frame), expected, atol=2e-4)
+
+
+def test_nv12_frames_need_no_opencv_and_may_have_any_memory_order():
+    frames = frames_of(2, 12, 10, 1)
+    of_frames = FrameFormat(shape=(0, 0, 1), **ALL_FORMATS["nv12"])
+    spec = Preprocessing(size=(8, 10), colour="rgb", mean=MEAN, std=STD)
+    prepare = Preprocessor(spec, of_frames)
+    expected = prepare(frames)
+    np.testing.assert_array_equal(prepare(np.asfortranarray(frames)), expected)
+    np.testing.assert_array_equal(prepare(frames[::-1]), expected[::-1])
+
+
+def test_frames_of_alternating_sizes_are_each_taken_as_they_are():
+    prepare = preprocessor((5, 6), unit=True)
+    for height, width in ((8, 9), (5, 6), (8, 9), (9, 8)):
+        frames = frames_of(1, height, width, 3)
+        expected = bilinear_by_loop(frames[0].astype(float), 5, 6).transpose(2, 0, 1)
+        np.testing.assert_allclose(prepare(frames)[0], expected, atol=GREY_LEVELS)

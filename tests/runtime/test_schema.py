@@ -110,6 +110,16 @@ def test_a_missing_field_is_named(write_bundle, content, path, named, refusal, c
             ["stages.0.preprocessing.size.0", "greater than 0"],
         ),
         (("input", "shape"), [2, 2, 3], ["colour grey has 1 channel(s), shape says (2, 2, 3)"]),
+        (
+            ("stages", 0, "preprocessing", "size"),
+            [2, 32768],
+            ["stages.0.preprocessing.size.1", "less than or equal to 32767"],
+        ),
+        (
+            ("input",),
+            {"shape": [8, 6, 1], "colour": "nv12", "matrix": "bt601", "range": "full"},
+            ["input", "nv12: expected an even width", "got 8 rows of 6"],
+        ),
         (("input", "shape"), [0, 2, 1], ["height and width", "(0, 2, 1)"]),
         (("input", "shape"), [-2, 2, 1], ["height and width", "(-2, 2, 1)"]),
         (("input", "colour"), "nv12", ["matrix and range are given for nv12"]),
