@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -63,9 +63,21 @@ def read_onnx(path: Path) -> OnnxFile:
     proto = _parse(path, _content(path))
     _check_graph(path, proto)
     _check_operators(path, proto)
-    external = _check_external(path, proto)
-    _check_format(path, proto, external)
-    return OnnxFile(path, proto, tuple(sorted(external)))
+    external = external_files(proto)
+    _check_external(path, proto)
+    _check_format(path, proto, has_external=bool(external))
+    return OnnxFile(path, proto, external)
+
+
+def external_files(proto: onnx.ModelProto) -> tuple[str, ...]:
+    """Return the files that a model keeps weights in, relative to its own, in order of name."""
+    locations = (
+        item.value
+        for tensor in _external(proto)
+        for item in tensor.external_data
+        if item.key == "location"
+    )
+    return tuple(sorted(set(locations)))
 
 
 def node_title(node: onnx.NodeProto) -> str:
@@ -82,9 +94,18 @@ def default_opset(proto: onnx.ModelProto) -> int | None:
 
 def all_nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
     """Yield the nodes of the graph, of graphs inside its nodes, and of the model's functions."""
-    yield from _nodes(proto.graph.node)
+    yield from nested_nodes(proto.graph.node)
     for function in proto.functions:
-        yield from _nodes(function.node)
+        yield from nested_nodes(function.node)
+
+
+def nested_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Yield nodes, and after each those of the graphs inside it."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                yield from nested_nodes(graph.node)
 
 
 def _content(path: Path) -> bytes:
@@ -179,20 +200,17 @@ def _unknown(node: onnx.NodeProto, opset: int) -> str:
     return f"{title}: unknown operator. Export the model without custom layers."
 
 
-def _check_external(path: Path, proto: onnx.ModelProto) -> set[str]:
-    """Return the files of external weights; what may be shapes or scales is read from them."""
-    found = set()
+def _check_external(path: Path, proto: onnx.ModelProto) -> None:
+    """Refuse external weights that are not there; read those that may be shapes or scales."""
     for tensor in _external(proto):
         entries = {item.key: item.value for item in tensor.external_data}
         location = entries.get("location", "")
         file = _beside(path, tensor.name, location)
         content = _Extent(path, tensor, file, entries)
-        found.add(location)
         if content.is_small:
             tensor.raw_data = content.read()
             tensor.data_location = TensorProto.DEFAULT
             del tensor.external_data[:]
-    return found
 
 
 class _Extent:
@@ -255,10 +273,10 @@ def _beside(path: Path, weights: str, location: str) -> Path:
     return file
 
 
-def _check_format(path: Path, proto: onnx.ModelProto, external: set[str]) -> None:
+def _check_format(path: Path, proto: onnx.ModelProto, *, has_external: bool) -> None:
     try:
         # The path tells the checker where weights are relative to.
-        onnx.checker.check_model(os.fspath(path) if external else proto)
+        onnx.checker.check_model(os.fspath(path) if has_external else proto)
     except onnx.checker.ValidationError as error:
         reason = str(error).strip().splitlines()[0]
         raise UnsupportedModel(f"{path}: not valid ONNX: {reason} Export it again.") from None
@@ -272,11 +290,3 @@ def _external(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
             for graph in (attribute.g, *attribute.graphs):
                 tensors += graph.initializer
     return [tensor for tensor in tensors if tensor.data_location == TensorProto.EXTERNAL]
-
-
-def _nodes(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    for node in nodes:
-        yield node
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs):
-                yield from _nodes(graph.node)

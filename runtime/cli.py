@@ -29,7 +29,10 @@ VERBS = {
     "record": Verb("calibration.record", "Store the logits of a model for a data set."),
     "threshold": Verb("calibration.threshold", "Choose thresholds and certify the accuracy drop."),
     "search": Verb("calibration.search", "Search the best cascade of a pool of models."),
+    "bundle": Verb("engines.bundle", "Make a bundle of your own ONNX files."),
     "inspect": Verb("engines.onnx_model", "Describe and check ONNX files without running them."),
+    "build": Verb("engines.build", "Build TensorRT plans of a bundle, on the device."),
+    "cache": Verb("engines.cache", "List, verify and prune the plans of a bundle."),
     "train": Verb("savers.train", "Train savers and large models."),
 }
 

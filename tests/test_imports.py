@@ -23,6 +23,7 @@ ALLOWED = {
         "runtime.driver",
         "runtime.certification",
         "runtime.errors",
+        "runtime.images",
         "runtime.plan_fit",
         "runtime.plans",
         "runtime.preprocess",
@@ -39,6 +40,7 @@ CONFINED = {
     "torch": {"savers"},
     "onnx": {"engines", "calibration", "savers"},
     "tensorrt": {"runtime", "engines"},
+    "tensorrt_rtx": {"runtime", "engines"},
     "pycuda": {"runtime"},
 }
 # Of these, one module of runtime is the only one that imports them.
