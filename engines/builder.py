@@ -214,7 +214,12 @@ def tensors(
 
 
 def _describe_tensor(tensor: trt.ITensor) -> Tensor:
-    return Tensor(name=tensor.name, dtype=_dtype(tensor), shape=tuple(tensor.shape))
+    return Tensor(name=tensor.name, dtype=_dtype(tensor), shape=_shape(tensor))
+
+
+def _shape(tensor: trt.ITensor) -> tuple[int, ...]:
+    sizes = tensor.shape
+    return tuple(sizes[axis] for axis in range(len(sizes)))
 
 
 def _dtype(tensor: trt.ITensor) -> str:
@@ -246,7 +251,7 @@ def _check_tensors(
 
 
 def _check_tensor(model: str, kind: str, tensor: trt.ITensor, expected: Expected) -> None:
-    shape = tuple(tensor.shape)
+    shape = _shape(tensor)
     if shape[:1] != (-1,):
         raise EngineError(
             f"{model}: {kind} {tensor.name} has shape {list(shape)}; expected a dynamic batch axis "
@@ -316,7 +321,7 @@ def _add_profiles(
         profile = session.builder.create_optimization_profile()
         for index in range(network.num_inputs):
             tensor = network.get_input(index)
-            sizes = tuple(tensor.shape)[1:]
+            sizes = _shape(tensor)[1:]
             shapes = [dims((batch, *sizes)) for batch in (wanted.min, wanted.opt, wanted.max)]
             profile.set_shape(tensor.name, *shapes)
         if config.add_optimization_profile(profile) < 0:

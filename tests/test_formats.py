@@ -16,6 +16,7 @@ from calibration.records import load_data, load_record
 from kernels.prebuilt import ARCHITECTURES, Manifest
 from runtime import bench_report
 from runtime.bundle import load_bundle, save_spec
+from runtime.plans import Flags, Machine, PlanKey, Profile, Sidecar, load_sidecar, plan_file
 from runtime.schema import CascadeSpec
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -78,6 +79,19 @@ def test_cubins_example_is_of_every_cuda_major():
     assert [entry.version[0] for entry in manifest.cubins] == list(ARCHITECTURES)
     for entry in manifest.cubins:
         assert entry.file == f"cu{entry.version[0]}/{entry.module}-{entry.architecture}.cubin"
+
+
+def test_plan_example_has_the_name_and_the_fields_that_are_documented():
+    plan = load_sidecar(EXAMPLES / "plan.json")
+    assert plan.sidecar.file == plan_file(plan.sidecar.stage, plan.key)
+    text = plan.sidecar.model_dump_json(indent=2) + "\n"
+    assert text == (EXAMPLES / "plan.json").read_text()
+    section = (
+        (DOCS / "formats.md").read_text().split("## Plan and its sidecar")[1].split("\n## ")[0]
+    )
+    for schema in (Sidecar, PlanKey, Machine, Profile, Flags):
+        for name in schema.model_fields:
+            assert f"`{name}`" in section, name
 
 
 def test_results_example_has_the_fields_of_an_answer_and_of_an_error():
