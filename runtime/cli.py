@@ -33,6 +33,8 @@ VERBS = {
     "inspect": Verb("engines.onnx_model", "Describe and check ONNX files without running them."),
     "build": Verb("engines.build", "Build TensorRT plans of a bundle, on the device."),
     "cache": Verb("engines.cache", "List, verify and prune the plans of a bundle."),
+    "export": Verb("engines.export", "Write a cascade as a single ONNX file."),
+    "doctor": Verb("runtime.doctor", "Tell what is wrong on this machine, and what mends it."),
     "train": Verb("savers.train", "Train savers and large models."),
 }
 
@@ -92,6 +94,8 @@ def main(ctx: click.Context) -> None:
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
         return
+    if ctx.invoked_subcommand == "doctor":
+        return  # it tells of such packages itself, beside all else that is wrong
     try:
         refuse_foreign_packages()
     except EnvironmentConflict as error:
