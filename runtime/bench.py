@@ -21,6 +21,7 @@ from runtime.bundle import Bundle, demo_folder, load_bundle
 from runtime.cascade import Cascade
 from runtime.environment import describe, refuse_foreign_packages
 from runtime.errors import InputError
+from runtime.host import on_host
 from runtime.images import Images, load_arrays
 from runtime.terminal import Command, progress_bar
 
@@ -138,7 +139,7 @@ def run_bench(options: Options) -> int:
         accuracy, timing = _measure(cascade, options, images, force)
         report = bench_report.build(cascade, images, accuracy, timing, percentiles=percentiles)
         report["peak_memory"] = _memory(bundle, options, cascade) if options.memory else None
-        report["environment"] = {**asdict(machine), "threads": cascade.executor.threads}
+        report["environment"] = {**asdict(machine), "threads": on_host(cascade.executor).threads}
         console.print(bench_report.tables(report))
         _write(options, report, cascade, accuracy)
     return 130 if timing.interrupted else 0
@@ -171,7 +172,7 @@ def _memory(bundle: Bundle, options: Options, cascade: Cascade) -> dict[str, flo
     if not data.exists():
         raise InputError("--memory: give --data, the bundle has no data/test.npz.")
     peak = measure_memory(
-        bundle.folder, data, batch=options.batch, threads=cascade.executor.threads
+        bundle.folder, data, batch=options.batch, threads=on_host(cascade.executor).threads
     )
     return {**peak._asdict(), "ratio": peak.ratio}
 

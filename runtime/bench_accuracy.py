@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.cascade import Cascade
+from runtime.host import on_host
 from runtime.images import Images
 
 
@@ -35,7 +36,9 @@ class Accuracy:
     @classmethod
     def empty(cls, cascade: Cascade) -> Accuracy:
         """Return an account of no image yet."""
-        names = [stage.spec.name for stage in cascade.executor.stages if stage.reads_frames]
+        names = [
+            stage.spec.name for stage in on_host(cascade.executor).stages if stage.reads_frames
+        ]
         classes = len(cascade.bundle.spec.labels)
         logits = {name: np.empty((0, classes), np.float32) for name in names}
         return cls(np.empty(0, np.int32), np.empty(0, np.int8), logits)
@@ -69,7 +72,7 @@ def measure_accuracy(
         part = slice(start, start + cascade.batch)
         results = cascade.run(frames[part], force=None if force is None else force[:, part])
         alone = {}
-        for stage in cascade.executor.stages:
+        for stage in on_host(cascade.executor).stages:
             if stage.reads_frames:
                 stage.feed(frames[part])
                 alone[stage.spec.name] = stage.run(len(frames[part]))

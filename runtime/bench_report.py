@@ -24,6 +24,7 @@ from runtime.bundle import replacing
 from runtime.cascade import Cascade
 from runtime.environment import MachineFacts
 from runtime.errors import InputError
+from runtime.host import on_host
 from runtime.images import Images
 from runtime.measurement import P99_NEEDS, Subject, median_ratio, paired_interval, wilson_interval
 
@@ -94,6 +95,7 @@ def heading(
         f"{stage.name} ({stage.macs / 1e6:.2f} MMAC)" for stage in cascade.bundle.spec.stages
     )
     pixels = " Random pixels make the escalation rate meaningless." if images.random else ""
+    threads = on_host(cascade.executor).threads
     lines = [
         f"cascade   {stages}, forms {'/'.join(cascade.forms)}",
         f"gates     thresholds {', '.join(_threshold(t) for t in cascade.thresholds)}",
@@ -101,7 +103,7 @@ def heading(
         f"images    {len(images.frames):,} from {images.source}, batch {batch}.{pixels}",
         f"machine   {machine.cpu}, {machine.cpus_available} of {machine.cpus} CPUs, "
         f"{machine.system}",
-        f"engine    ONNX Runtime {machine.onnxruntime}, {cascade.executor.threads} threads, "
+        f"engine    ONNX Runtime {machine.onnxruntime}, {threads} threads, "
         f"Python {machine.python}, NumPy {machine.numpy}",
         "measured  wall time from u8 frames in memory to labels: resize, engines, gates, gather",
     ]
@@ -214,7 +216,7 @@ def _split(cascade: Cascade) -> list[Report]:
             "session_seconds": stage.timings.session,
             "gate_seconds": stage.timings.gate,
         }
-        for stage in cascade.executor.stages
+        for stage in on_host(cascade.executor).stages
     ]
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from rich.progress import Progress, TaskID
 
 from runtime.cascade import Cascade
-from runtime.host import HostStage
+from runtime.host import HostStage, on_host
 from runtime.measurement import Subject
 from runtime.preprocess import Frames
 
@@ -80,7 +80,7 @@ class Timing:
     @classmethod
     def empty(cls, cascade: Cascade, batch: int) -> Timing:
         """Return an account with nothing measured yet."""
-        *savers, large = cascade.executor.stages
+        *savers, large = on_host(cascade.executor).stages
         return cls(
             Subject("cascade"),
             Subject(large.spec.name) if large.reads_frames else None,
@@ -103,7 +103,7 @@ def measure_timing(
     turn.warm_up()
     if timing.large is not None:
         timing.large_batch = _best_batch(turn.large, frames, plan.large_batches)
-    cascade.executor.reset_timings()
+    on_host(cascade.executor).reset_timings()
     task = progress.add_task("timing", total=plan.batches)
     begin, batches = perf_counter(), 0
     while batches < plan.batches or perf_counter() - begin < plan.seconds:
@@ -123,7 +123,7 @@ class _Turn:
         force: npt.NDArray[np.uint8] | None,
     ) -> None:
         self.cascade = cascade
-        self.stages = cascade.executor.stages
+        self.stages = on_host(cascade.executor).stages
         self.large = self.stages[-1]
         self._frames, self._plan, self._timing, self._force = frames, plan, timing, force
         self._place = 0

@@ -9,22 +9,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from runtime.bundle import Bundle, load_bundle
 from runtime.certification import Certification, certification
+from runtime.devices import GpuOptions, open_executor
 from runtime.errors import BundleError, ClosedError, InputError
-from runtime.host import HostExecutor
 from runtime.images import read_npz
 from runtime.preprocess import Frames
 from runtime.schema import CascadeSpec, Form, FrameFormat, Setting, Threshold
-from runtime.session import available_threads
 
-Device = Literal["auto", "cpu", "cuda"]
-HOST_FORMS: tuple[Form, ...] = ("fp32", "int8_host")
 GOLDEN_TOLERANCE = 1e-2
 """Largest difference of a golden logit: far above rounding, far below another model's output."""
 
@@ -55,18 +52,68 @@ class Results:
         return len(self.label)
 
 
+class Ticket(Protocol):
+    """A batch that an executor has begun."""
+
+    def done(self) -> bool:
+        """Return whether `wait` would return at once."""
+
+    def wait(self) -> None:
+        """Wait until its answers stand in the arrays that `Executor.submit` was given."""
+
+
+class Executor(Protocol):
+    """What runs the stages of a cascade: `runtime.host.HostExecutor`, `runtime.gpu.GpuExecutor`.
+
+    Attributes
+    ----------
+    engine
+        The engine's name in records and certificates.
+    batch
+        The most frames of one `submit`.
+    """
+
+    engine: str
+
+    @property
+    def batch(self) -> int:
+        """The most frames of one `submit`."""
+
+    def borrow(self, frames: Any) -> Any:
+        """Return frames as `submit` takes them, without a copy where that can be."""
+
+    def submit(
+        self,
+        frames: Any,
+        thresholds: Sequence[float | npt.NDArray[np.float32]],
+        out: tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.int8]],
+        *,
+        force: npt.NDArray[np.uint8] | None = None,
+    ) -> Ticket:
+        """Begin to classify 1 to `batch` frames u8 [n, H, W, C]."""
+
+    def stage_logits(self, frames: Frames) -> list[npt.NDArray[np.float32]]:
+        """Return every stage's logits, f32 [n, K] each, of up to `batch` frames."""
+
+    def close(self) -> None:
+        """Wait for work in flight and free everything; a second call does nothing."""
+
+
 class Pending:
     """Results on their way. On the CPU the work is done when ``submit`` returns."""
 
-    def __init__(self, results: Results) -> None:
+    def __init__(self, results: Results, tickets: Sequence[Ticket]) -> None:
         self._results = results
+        self._tickets = tickets
 
     def done(self) -> bool:
         """Return whether `result` would return at once."""
-        return True
+        return all(ticket.done() for ticket in self._tickets)
 
     def result(self) -> Results:
         """Wait for the batch and return its results."""
+        for ticket in self._tickets:
+            ticket.wait()
         return self._results
 
 
@@ -78,7 +125,7 @@ class Cascade:
     """
 
     def __init__(
-        self, bundle: Bundle, executor: HostExecutor, forms: tuple[Form, ...], *, batch: int
+        self, bundle: Bundle, executor: Executor, forms: tuple[Form, ...], *, batch: int
     ) -> None:
         self.bundle = bundle
         self.batch = batch
@@ -92,12 +139,13 @@ class Cascade:
     def load(
         cls,
         bundle: str | os.PathLike[str] | Bundle,
-        device: Device = "auto",
+        device: str = "auto",
         *,
         batch: int = 256,
         threads: int | None = None,
         forms: Sequence[Form] | None = None,
         require_certificate: bool = False,
+        gpu: GpuOptions | None = None,
     ) -> Cascade:
         """Load a bundle's models and check them on its golden samples.
 
@@ -106,28 +154,32 @@ class Cascade:
         bundle
             Folder with ``cascade.json``.
         device
-            ``auto`` takes a GPU where there is one.
+            ``cpu``, ``cuda`` or ``cuda:1``; ``auto`` takes a GPU where there is one that can run
+            the bundle, and else the CPU.
         batch
             The most frames that run at once; more are cut into batches of this size.
         threads
             CPU threads; all that the process may use by default.
         forms
-            Which form of each stage runs; ``fp32`` by default.
+            Which form of each stage runs; by default those that `runtime.devices` says.
         require_certificate
             Refuse a cascade that is not exactly the certified one.
+        gpu
+            What only concerns a GPU.
 
         Raises
         ------
         BundleError
             When the bundle or a model in it cannot be used; the message says why.
+        DeviceError, PlanError, TensorRTError
+            When the GPU that was asked for cannot be used; the message says why.
         """
         opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
-        if device not in ("auto", "cpu"):
-            raise InputError(f"device {device!r}: this release has the CPU only. Use device='cpu'.")
         if batch < 1 or (threads is not None and threads < 1):
             raise InputError(f"batch and threads: expected at least 1, got {batch} and {threads}.")
-        chosen = _check_forms(opened, forms)
-        executor = HostExecutor(opened, chosen, batch=batch, threads=threads or available_threads())
+        executor, chosen = open_executor(
+            opened, device, forms, batch=batch, threads=threads, gpu=gpu or GpuOptions()
+        )
         cascade = cls(opened, executor, chosen, batch=batch)
         cascade.check_golden()
         if require_certificate and cascade.certification.state != "certified":
@@ -178,7 +230,9 @@ class Cascade:
         Parameters
         ----------
         frames
-            u8 [N, H, W, C] in the bundle's colour order; zero frames give empty results.
+            u8 [N, H, W, C] in the bundle's colour order; zero frames give empty results. On a GPU
+            also an array in its memory, dense, with ``__cuda_array_interface__`` or
+            ``__dlpack__``: it is not copied.
         force
             u8 [N], or u8 [gates, N]: non-zero sends a sample on whatever its score.
 
@@ -187,29 +241,36 @@ class Cascade:
         InputError
             When frames have another dtype, rank or size than the bundle's input.
         """
-        checked = _check_frames(frames, self.bundle.spec.input)
-        forced = None if force is None else self._check_force(force, len(checked))
+        return self.submit(frames, force=force).result()
+
+    def submit(self, frames: Frames, *, force: npt.NDArray[np.uint8] | None = None) -> Pending:
+        """Begin to classify frames; the caller may go on before the answers are there.
+
+        Frames of the host may be changed when this returns, those of a GPU when the answers are
+        there. Parameters as of `run`.
+        """
         with self._lock:
             self._require_open()
+            checked = _check_frames(self.executor.borrow(frames), self.bundle.spec.input)
+            forced = None if force is None else self._check_force(force, len(checked))
             results = Results(
                 np.empty(len(checked), np.int32),
                 np.empty(len(checked), np.float32),
                 np.empty(len(checked), np.int8),
                 self.certification,
             )
-            for start in range(0, len(checked), self.batch):
-                part = slice(start, start + self.batch)
-                self.executor.execute(
+            step = min(self.batch, self.executor.batch)
+            parts = [slice(start, start + step) for start in range(0, len(checked), step)]
+            tickets = [
+                self.executor.submit(
                     checked[part],
                     self._float_thresholds,
                     (results.label[part], results.confidence[part], results.stage[part]),
                     force=None if forced is None else forced[:, part],
                 )
-        return results
-
-    def submit(self, frames: Frames) -> Pending:
-        """Begin to classify frames; the caller may go on before the answers are there."""
-        return Pending(self.run(frames))
+                for part in parts
+            ]
+        return Pending(results, tickets)
 
     def stream(self, batches: Iterable[Frames]) -> Iterator[Results]:
         """Classify batches in order, with up to two under way."""
@@ -237,24 +298,17 @@ class Cascade:
 
     def _run_golden(self, path: Path) -> None:
         stored, logits = _read_golden(path, self.bundle.spec, self.forms)
-        frames = stored[: self.batch]
-        escalate_all = [1.0] * len(self.bundle.spec.gates)
-        results = (
-            np.empty(len(frames), np.int32),
-            np.empty(len(frames), np.float32),
-            np.empty(len(frames), np.int8),
-        )
-        self.executor.execute(frames, escalate_all, results)
-        for stage, expected in zip(self.executor.stages, logits, strict=True):
-            found = stage.outputs[stage.spec.logits][: len(frames)]
-            worst = float(np.abs(found - expected[: len(frames)]).max())
+        frames = stored[: min(self.batch, self.executor.batch)]
+        found = self.executor.stage_logits(frames)
+        for number, (stage, expected) in enumerate(zip(found, logits, strict=True)):
+            worst = float(np.abs(stage - expected[: len(frames)]).max())
             if not worst <= GOLDEN_TOLERANCE:
                 raise BundleError(
-                    f"{stage.path}: golden samples give other logits than when the bundle was made "
-                    f"(largest difference {worst:.3g}, allowed {GOLDEN_TOLERANCE}). "
-                    "Update ONNX Runtime, or rebuild the bundle."
+                    f"{self.bundle.model(number, self.forms[number])}: golden samples give other "
+                    f"logits than when the bundle was made (largest difference {worst:.3g}, "
+                    f"allowed {GOLDEN_TOLERANCE}). Update {self.executor.engine}, or rebuild the "
+                    "bundle."
                 )
-        self.executor.reset_timings()
 
     def close(self) -> None:
         """Free the engines after the batch under way; a second call does nothing."""
@@ -311,18 +365,6 @@ def _read_golden(
     return frames, [content[name] for name in names]
 
 
-def _check_forms(bundle: Bundle, forms: Sequence[Form] | None) -> tuple[Form, ...]:
-    stages = bundle.spec.stages
-    if forms is None:
-        return tuple("fp32" for _ in stages)
-    if len(forms) != len(stages) or not set(forms) <= set(HOST_FORMS):
-        raise InputError(
-            f"forms: expected {len(stages)}, one per stage, each of {', '.join(HOST_FORMS)} "
-            f"on the CPU, got {list(forms)}."
-        )
-    return tuple(forms)
-
-
 def _setting(bundle: Bundle, forms: tuple[Form, ...]) -> Setting:
     found = bundle.spec.settings.get("/".join(forms))
     if found is None:
@@ -334,8 +376,8 @@ def _setting(bundle: Bundle, forms: tuple[Form, ...]) -> Setting:
     return found
 
 
-def _check_frames(frames: Frames, expected: FrameFormat) -> Frames:
-    array = np.asarray(frames)
+def _check_frames(array: Any, expected: FrameFormat) -> Any:
+    """Return frames of the host or a device, if they fit."""
     height, width, channels = expected.shape
     fits = array.ndim == 4 and array.shape[3] == channels and 0 not in array.shape[1:]
     if fits and height:

@@ -6,7 +6,7 @@ import ctypes
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.errors import TinysaverError
+from runtime.errors import DeviceError
 
 LIBRARY = "libcuda.so.1"
 
@@ -16,9 +16,10 @@ _NAME_BYTES = 256
 # CUdevice_attribute
 _CAPABILITY_MAJOR = 75
 _CAPABILITY_MINOR = 76
+_DISABLE_TIMING = 2  # CU_EVENT_DISABLE_TIMING
 
 
-class DriverError(TinysaverError, RuntimeError):
+class DriverError(DeviceError):
     """The NVIDIA driver is missing, cannot be used, or reports no GPU."""
 
 
@@ -78,6 +79,25 @@ def ask_driver() -> Driver:
     library.call("cuDeviceGetCount", ctypes.byref(count))
     major, minor = version.value // 1000, version.value % 1000 // 10
     return Driver(f"{major}.{minor}", tuple(_gpu(library, i) for i in range(count.value)))
+
+
+def wait_for_stream(stream: int, other: int) -> None:
+    """Let a ``CUstream``'s further work start after all that another one holds now.
+
+    For streams of other libraries, which pycuda cannot take. The context must be current.
+
+    Raises
+    ------
+    DriverError
+        When the driver refuses.
+    """
+    library, event = _Library(), ctypes.c_void_p()
+    library.call("cuEventCreate", ctypes.byref(event), _DISABLE_TIMING)
+    try:
+        library.call("cuEventRecord", event, ctypes.c_void_p(other))
+        library.call("cuStreamWaitEvent", ctypes.c_void_p(stream), event, 0)
+    finally:
+        library.call("cuEventDestroy_v2", event)
 
 
 def board() -> str | None:

@@ -7,6 +7,10 @@
       InputError        frames or arguments do not fit the cascade        (ValueError)
       ClosedError       a closed cascade was used                         (RuntimeError)
       PlanError         a plan is missing, damaged or for another machine (RuntimeError)
+      TensorRTError     TensorRT cannot start, load a plan or run it      (RuntimeError)
+      DeviceError       a GPU or its driver cannot be used, or has failed (RuntimeError)
+        DeviceMemoryError   its memory ran out
+        GraphError          what should run cannot be a CUDA graph
 """
 
 from __future__ import annotations
@@ -30,3 +34,19 @@ class ClosedError(TinysaverError, RuntimeError):
 
 class PlanError(TinysaverError, RuntimeError):
     """A TensorRT plan is missing, damaged, or was built for something else."""
+
+
+class TensorRTError(TinysaverError, RuntimeError):
+    """TensorRT cannot be started, or cannot load or run a plan."""
+
+
+class DeviceError(TinysaverError, RuntimeError):
+    """A GPU or its driver cannot be used, or has failed."""
+
+
+class DeviceMemoryError(DeviceError):
+    """The memory of a GPU, or pinned memory of its host, ran out."""
+
+
+class GraphError(DeviceError):
+    """Work cannot be captured as a CUDA graph; the message is one line."""

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from runtime.bundle import Bundle
-from runtime.errors import BundleError
+from runtime.errors import BundleError, InputError
 from runtime.gate import Decision, HostGate, Top
 from runtime.gate_graph import CONFIDENCE, LABEL, with_confidence
 from runtime.preprocess import Frames, Preprocessor
@@ -137,6 +137,17 @@ class _Wire(NamedTuple):
 _NO_ROWS = np.empty(0, np.int64)
 
 
+class Finished:
+    """The ticket of a batch that is done when `HostExecutor.submit` returns."""
+
+    def done(self) -> bool:
+        """Return True."""
+        return True
+
+    def wait(self) -> None:
+        """Return at once."""
+
+
 class HostExecutor:
     """Runs all stages of a cascade on the CPU. Owns its sessions and buffers; not thread-safe."""
 
@@ -144,6 +155,7 @@ class HostExecutor:
 
     def __init__(self, bundle: Bundle, forms: Sequence[Form], *, batch: int, threads: int) -> None:
         self.threads = threads
+        self.batch = batch
         self.stages = [
             HostStage(bundle, index, form, batch=batch, threads=threads)
             for index, form in enumerate(forms)
@@ -198,6 +210,30 @@ class HostExecutor:
             if not going_on:
                 break
 
+    def borrow(self, frames: Any) -> Frames:
+        """Return frames as an array."""
+        return np.asarray(frames)
+
+    def submit(
+        self,
+        frames: Frames,
+        thresholds: Thresholds,
+        out: tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.int8]],
+        *,
+        force: npt.NDArray[np.uint8] | None = None,
+    ) -> Finished:
+        """Classify up to ``batch`` frames; see `execute`."""
+        self.execute(frames, thresholds, out, force=force)
+        return _FINISHED
+
+    def stage_logits(self, frames: Frames) -> list[npt.NDArray[np.float32]]:
+        """Return every stage's logits of up to ``batch`` frames: f32 [n, K] each."""
+        rows = len(frames)
+        answers = (np.empty(rows, np.int32), np.empty(rows, np.float32), np.empty(rows, np.int8))
+        self.execute(frames, [1.0] * (len(self.stages) - 1), answers)
+        self.reset_timings()
+        return [stage.outputs[stage.spec.logits][:rows].copy() for stage in self.stages]
+
     def close(self) -> None:
         """Free sessions and buffers; a second call does nothing."""
         self._wires.clear()
@@ -251,6 +287,22 @@ class HostExecutor:
                 if earlier.source == "frames" and same:
                     return _Wire(target, producer, other.inputs[earlier.tensor])
         return _Wire(target, index, None)
+
+
+_FINISHED = Finished()
+
+
+def on_host(executor: object) -> HostExecutor:
+    """Return a cascade's executor as the CPU's.
+
+    Raises
+    ------
+    InputError
+        When it is another.
+    """
+    if not isinstance(executor, HostExecutor):
+        raise InputError("This measures stages one by one, which only device='cpu' can.")
+    return executor
 
 
 def _open_model(path: Path, spec: Stage, form: Form, score: Score, *, threads: int) -> HostModel:

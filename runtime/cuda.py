@@ -1,0 +1,383 @@
+"""One NVIDIA GPU through pycuda: its context, memory, streams, events and kernels.
+
+The only module that imports pycuda, and only when a device is opened. It uses the device's primary
+context, which TensorRT and PyTorch share, and holds it current only inside `CudaDevice.active`.
+Nothing runs on the default stream.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from kernels.cubins import load_cubin
+from kernels.errors import KernelError
+from kernels.launch import DeviceArray, Grid, Kernel
+from kernels.nvrtc import Target
+from runtime.driver import DriverError, ask_driver
+from runtime.errors import ClosedError, DeviceError, DeviceMemoryError
+
+OLDEST_DRIVER = (12, 0)
+
+_T = TypeVar("_T")
+_MIB = 2**20
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: no implicit order with the default stream
+
+
+class DeviceMemory:
+    """Owns memory of the device.
+
+    Attributes
+    ----------
+    address
+        Aligned to 256 bytes.
+    """
+
+    def __init__(self, device: CudaDevice, allocation: Any, nbytes: int) -> None:
+        self._device = device
+        self._allocation = allocation
+        self.nbytes = nbytes
+        self.address = 0
+
+    def array(
+        self, dtype: npt.DTypeLike, shape: tuple[int, ...], *, offset: int = 0
+    ) -> DeviceArray:
+        """Return a part of it as the kernels' launches take it; ``offset`` in bytes."""
+        return DeviceArray(self.address + offset, np.dtype(dtype), shape)
+
+    def free(self) -> None:
+        """Free it; a second call does nothing. Work that uses it must have ended."""
+        allocation, self._allocation = self._allocation, None
+        if allocation is not None:
+            self._device.release(self, allocation.free)
+
+
+class PinnedMemory(DeviceMemory):
+    """Owns pinned memory of the host, which the device copies from and to while the host goes on.
+
+    Attributes
+    ----------
+    address
+        As the device sees it where it is mapped, else 0.
+    """
+
+    def __init__(self, device: CudaDevice, host: npt.NDArray[np.uint8], nbytes: int) -> None:
+        super().__init__(device, host.base, nbytes)
+        self._host = host
+
+    def view(
+        self, dtype: npt.DTypeLike, shape: tuple[int, ...], *, offset: int = 0
+    ) -> npt.NDArray[Any]:
+        """Return a part of it as the host sees it; valid until it is freed."""
+        nbytes = DeviceArray(0, np.dtype(dtype), shape).nbytes
+        return self._host[offset : offset + nbytes].view(dtype).reshape(shape)
+
+
+class Event:
+    """A point in a stream, owned by its device."""
+
+    def __init__(self, device: CudaDevice, event: Any) -> None:
+        self._device = device
+        self._event = event
+
+    def record(self, stream: Stream) -> None:
+        """Place it behind all that was enqueued on the stream."""
+        self._device.call(self._event.record, stream.native)
+
+    def is_done(self) -> bool:
+        """Return whether everything before it has ended."""
+        return bool(self._device.call(self._event.query))
+
+    def sync(self) -> None:
+        """Wait until everything before it has ended."""
+        self._device.call(self._event.synchronize)
+
+    def milliseconds_since(self, earlier: Event) -> float:
+        """Return the time between two events that have ended and keep time."""
+        return float(self._device.call(self._event.time_since, earlier._event))
+
+    @property
+    def native(self) -> Any:
+        """The pycuda object."""
+        return self._event
+
+
+class Stream:
+    """A queue of work on the device, owned by it.
+
+    Attributes
+    ----------
+    handle
+        The ``CUstream``, as TensorRT and cuda-bindings take it.
+    """
+
+    def __init__(self, device: CudaDevice, stream: Any) -> None:
+        self.device = device
+        self.native = stream
+        self.handle = int(stream.handle)
+
+    def upload(self, target: DeviceArray, values: npt.NDArray[Any]) -> None:
+        """Copy any values, and wait for it: for what is uploaded once."""
+        pinned = self.device.pin(values.nbytes)
+        pinned.view(values.dtype, values.shape)[...] = values
+        self.copy_in(target.address, pinned.view(np.uint8, (values.nbytes,)))
+        self.sync()
+        pinned.free()
+
+    def copy_in(self, target: int, source: npt.NDArray[Any]) -> None:
+        """Enqueue a copy from pinned memory, which must stay as it is until the copy has ended."""
+        self.device.call(self.device.driver.memcpy_htod_async, target, source, self.native)
+
+    def copy_out(self, target: npt.NDArray[Any], source: int) -> None:
+        """Enqueue a copy to pinned memory."""
+        self.device.call(self.device.driver.memcpy_dtoh_async, target, source, self.native)
+
+    def copy(self, target: int, source: int, nbytes: int) -> None:
+        """Enqueue a copy within the device's memory."""
+        self.device.call(self.device.driver.memcpy_dtod_async, target, source, nbytes, self.native)
+
+    def fill(self, target: DeviceArray, value: int = 0) -> None:
+        """Enqueue setting every byte of an array."""
+        self.device.call(
+            self.device.driver.memset_d8_async, target.address, value, target.nbytes, self.native
+        )
+
+    def wait(self, event: Event) -> None:
+        """Let what is enqueued from now on start after an event of another stream."""
+        self.device.call(self.native.wait_for_event, event.native)
+
+    def sync(self) -> None:
+        """Wait until everything enqueued has ended."""
+        self.device.call(self.native.synchronize)
+
+
+class CudaDevice:
+    """One GPU. Owns everything made through it; any thread may use it, one at a time.
+
+    Parameters
+    ----------
+    index
+        Which GPU, as the driver counts them.
+
+    Raises
+    ------
+    DeviceError
+        When there is no driver, no such GPU, the driver is too old, or pycuda is missing.
+
+    Attributes
+    ----------
+    gpu
+        Name, architecture and memory.
+    driver_version
+        CUDA version of the driver, major and minor.
+    shares_memory
+        Whether it has no memory of its own but the host's, as on Jetson.
+    """
+
+    def __init__(self, index: int = 0) -> None:
+        self.index = index
+        self.gpu, self.driver_version = _ask(index)
+        self.driver = _import_pycuda()
+        self._process = os.getpid()
+        self._lock = threading.RLock()
+        self._depth = 0
+        self._context: Any = None
+        self._dead = ""
+        self._owned: dict[int, DeviceMemory] = {}
+        self._streams: dict[int, Stream] = {}
+        self._events: list[Event] = []
+        self._modules: dict[str, Any] = {}
+        self._functions: dict[str, Any] = {}
+        self.call(self.driver.init)
+        self._native = self.call(self.driver.Device, index)
+        self._context = self.call(self._native.retain_primary_context)
+        attribute = self.driver.device_attribute.INTEGRATED
+        self.shares_memory = bool(self.call(self._native.get_attribute, attribute))
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Hold the device for this thread, its context current.
+
+        Raises
+        ------
+        ClosedError
+            When the device is closed.
+        DeviceError
+            In a forked child, which has no context.
+        """
+        if os.getpid() != self._process:
+            raise DeviceError(
+                "This process was forked after the GPU was opened, and has no context on it. "
+                "Load the cascade in the child, or start it with multiprocessing's 'spawn'."
+            )
+        with self._lock:
+            if self._context is None:
+                raise ClosedError("This GPU device is closed. Load the cascade again.")
+            if self._depth == 0:
+                self._context.push()
+            self._depth += 1
+            try:
+                yield
+            finally:
+                self._depth -= 1
+                if self._depth == 0:
+                    self.driver.Context.pop()
+
+    def call(self, function: Callable[..., _T], *arguments: Any) -> _T:
+        """Call the driver: the one place where its errors become ours.
+
+        Raises
+        ------
+        DeviceMemoryError
+            When memory ran out.
+        DeviceError
+            For any other error. Most end the context: then everything fails until the process ends.
+        """
+        if self._dead:
+            raise DeviceError(self._dead)
+        try:
+            return function(*arguments)
+        except self.driver.MemoryError as error:
+            raise DeviceMemoryError(f"{self.gpu.name}: out of memory: {error}.") from None
+        except self.driver.LogicError as error:
+            raise DeviceError(f"{self.gpu.name}: {error}.") from None
+        except self.driver.Error as error:
+            self._dead = (
+                f"{self.gpu.name}: {error}. Work on the GPU has failed, and with it the context of "
+                "this process: start the process anew. To find the cause: "
+                "python -m runtime.verify BUNDLE --device cuda"
+            )
+            raise DeviceError(self._dead) from None
+
+    def allocate(self, nbytes: int, purpose: str = "") -> DeviceMemory:
+        """Return memory of the device, aligned to 256 bytes, its content undefined.
+
+        Raises
+        ------
+        DeviceMemoryError
+            When there is not enough: says how much was asked for, what for, and how much is free.
+        """
+        try:
+            allocation = self.call(self.driver.mem_alloc, max(1, nbytes))
+        except DeviceMemoryError:
+            free, total = self.call(self.driver.mem_get_info)
+            raise DeviceMemoryError(
+                f"{self.gpu.name}: out of memory: asked for {nbytes / _MIB:.1f} MiB"
+                f"{' for ' + purpose if purpose else ''}, {free / _MIB:.1f} of "
+                f"{total / _MIB:.1f} MiB are free. Use a smaller batch, or end other processes."
+            ) from None
+        memory = DeviceMemory(self, allocation, nbytes)
+        memory.address = int(allocation)
+        self._owned[id(memory)] = memory
+        return memory
+
+    def pin(self, nbytes: int, *, mapped: bool = False) -> PinnedMemory:
+        """Return pinned memory of the host, zeroed; ``mapped`` lets the device see it too."""
+        flags = self.driver.host_alloc_flags.DEVICEMAP if mapped else 0
+        host = self.call(self.driver.pagelocked_empty, max(1, nbytes), np.uint8, "C", flags)
+        host.fill(0)
+        memory = PinnedMemory(self, host, nbytes)
+        self._owned[id(memory)] = memory
+        if mapped:
+            memory.address = int(self.call(host.base.get_device_pointer))
+        return memory
+
+    def stream(self) -> Stream:
+        """Return a new stream, in no implicit order with any other."""
+        stream = Stream(self, self.call(self.driver.Stream, _NON_BLOCKING))
+        self._streams[stream.handle] = stream
+        return stream
+
+    def event(self, *, timed: bool = False) -> Event:
+        """Return a new event; only a ``timed`` one can tell milliseconds."""
+        flags = 0 if timed else self.driver.event_flags.DISABLE_TIMING
+        event = Event(self, self.call(self.driver.Event, flags))
+        self._events.append(event)
+        return event
+
+    def load(self, module: str) -> None:
+        """Load the kernels of one ``.cu`` file, from a cubin for this GPU.
+
+        Raises
+        ------
+        DeviceError
+            When it cannot be compiled, or the driver refuses it.
+        """
+        if module in self._modules:
+            return
+        target = Target(self.gpu.architecture, self.driver_version)
+        try:
+            cubin = load_cubin(module, target)
+        except KernelError as error:
+            raise DeviceError(str(error)) from None
+        self._modules[module] = self.call(self.driver.module_from_buffer, cubin)
+
+    def launch(
+        self, kernel: Kernel, grid: Grid, arguments: ctypes.Structure, *, stream: int
+    ) -> None:
+        """Enqueue a kernel; its module must be loaded."""
+        function = self._functions.get(kernel.name)
+        if function is None:
+            function = self.call(self._modules[kernel.module].get_function, kernel.name)
+            self._functions[kernel.name] = function.prepare([f"{ctypes.sizeof(arguments)}s"])
+        block = (kernel.threads, 1, 1)
+        native = self._streams[stream].native
+        self.call(function.prepared_async_call, grid, block, native, bytes(arguments))
+
+    def release(self, memory: DeviceMemory, free: Callable[[], None]) -> None:
+        """Free what `DeviceMemory` owns; with a dead context its memory is gone already."""
+        self._owned.pop(id(memory), None)
+        if not self._dead:
+            with self.active():
+                self.call(free)
+
+    @property
+    def owned_bytes(self) -> int:
+        """Memory of device and host that is allocated through it."""
+        return sum(memory.nbytes for memory in self._owned.values())
+
+    def close(self) -> None:
+        """Wait for work in flight and free everything; a second call does nothing."""
+        if self._context is None or os.getpid() != self._process:
+            return
+        with self.active():
+            try:
+                if not self._dead:
+                    self.call(self.driver.Context.synchronize)
+            finally:
+                for memory in list(self._owned.values()):
+                    memory.free()
+                for resources in (self._events, self._streams, self._functions, self._modules):
+                    resources.clear()
+        context, self._context = self._context, None
+        context.detach()
+
+
+def _ask(index: int) -> tuple[Any, tuple[int, int]]:
+    driver = ask_driver()
+    major, minor = (int(part) for part in driver.cuda.split("."))
+    if (major, minor) < OLDEST_DRIVER:
+        raise DriverError(
+            f"the NVIDIA driver is too old: expected CUDA {OLDEST_DRIVER[0]}.{OLDEST_DRIVER[1]} or "
+            f"newer, it has {driver.cuda}. Update the driver (on Jetson: JetPack 6 or newer)."
+        )
+    return driver.gpu(index), (major, minor)
+
+
+def _import_pycuda() -> Any:
+    try:
+        import pycuda.driver
+    except ImportError as error:
+        raise DeviceError(
+            f"pycuda cannot be imported ({error}). Install it: pip install "
+            "'tinysaver-runtime[cuda]' (it compiles, and needs the CUDA toolkit's headers; "
+            "see docs/jetson.md)"
+        ) from None
+    return pycuda.driver

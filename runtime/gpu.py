@@ -1,0 +1,343 @@
+"""The cascade on a GPU: TensorRT engines and the project's kernels, two batches in flight.
+
+How the large engine is launched, though only the device knows how many rows reach it:
+
+``graph``
+    The whole batch is one CUDA graph; the gate selects the engine's batch size on the device. The
+    host never waits before the results.
+``host``
+    The host waits for each gate's count, 4 bytes, and enqueues just that.
+``padded``
+    Every round runs at the largest batch size, whatever the count: no wait, and most work.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from kernels import ops
+from kernels.launch import DeviceArray
+from runtime.bundle import Bundle
+from runtime.cuda import CudaDevice, Stream
+from runtime.device_frames import borrow, is_on_device
+from runtime.errors import GraphError, InputError, TensorRTError, TinysaverError
+from runtime.gpu_interface import check_engines
+from runtime.gpu_slot import Answers, Frames, Request, Slot
+from runtime.gpu_stage import StagePlan, StageWork, plan_stage
+from runtime.graphs import Capture, Graphs
+from runtime.plan_fit import find_plans
+from runtime.plans import Library, this_machine
+from runtime.schema import Form, Score
+from runtime.tensorrt_engine import Engine, tensorrt_runtime
+
+log = logging.getLogger(__name__)
+
+Mode = Literal["host", "padded", "graph"]
+
+MODULES = ("preprocess", "gate", "gather", "scatter")
+SLOTS = 2
+
+
+class Ticket:
+    """A batch in flight; its answers go to arrays of the caller."""
+
+    def __init__(self, device: CudaDevice, slot: Slot, frames: Frames, out: Answers) -> None:
+        self._device = device
+        self._slot: Slot | None = slot
+        self._frames: Frames | None = frames  # borrowed ones must live until the batch has ended
+        self._out = out
+
+    def done(self) -> bool:
+        """Return whether `wait` would return at once."""
+        if self._slot is None:
+            return True
+        with self._device.active():
+            return self._slot.is_done()
+
+    def wait(self) -> None:
+        """Wait for the batch, and write its answers."""
+        if self._slot is None:
+            return
+        slot, self._slot = self._slot, None
+        with self._device.active():
+            slot.wait()
+            label, confidence, stage = slot.answers()
+            self._out[0][:], self._out[1][:], self._out[2][:] = label, confidence, stage
+        self._frames = None
+
+
+class GpuExecutor:
+    """Runs all stages of a cascade on a GPU. Owns engines, slots and, by them, all memory.
+
+    Parameters
+    ----------
+    device
+        Borrowed: closed by whoever opened it.
+    batch
+        The most frames that run at once.
+    mode
+        None takes ``graph`` where the driver can do it, else ``host``.
+    host_code
+        Allow plans that contain code for the host.
+
+    Raises
+    ------
+    BundleError, PlanError, TensorRTError, DeviceError
+        When a plan is missing or does not fit bundle or GPU, or memory does not suffice.
+
+    Attributes
+    ----------
+    mode, mode_reason
+        How the engines are launched, and why, in one line.
+    """
+
+    engine = "tensorrt"
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        forms: Sequence[Form],
+        device: CudaDevice,
+        *,
+        batch: int,
+        mode: Mode | None = None,
+        library: Library = "tensorrt",
+        host_code: bool = False,
+    ) -> None:
+        if mode is not None and mode not in get_args(Mode):
+            raise InputError(f"mode: expected {', '.join(get_args(Mode))}, got {mode!r}.")
+        self.device = device
+        self._bundle = bundle
+        self._next = 0
+        self._tickets: list[Ticket | None] = [None] * SLOTS
+        for module in MODULES:
+            device.load(module)
+        runtime = tensorrt_runtime(library)
+        machine = this_machine(library, runtime.version, device=device.index)
+        self._engines: list[Engine] = []
+        for number, form in enumerate(forms):
+            plan = find_plans(bundle, number, form, machine)[0]
+            engine = Engine(plan, runtime, device, host_code=host_code)
+            self._engines.append(engine)
+        check_engines(bundle, self._engines)
+        self.plans = _plan_stages(bundle, self._engines, batch)
+        with device.active():
+            self._open(mode)
+
+    @property
+    def batch(self) -> int:
+        """The most frames of one batch."""
+        return self.plans[0].largest
+
+    @property
+    def slot_bytes(self) -> int:
+        """Memory that one batch in flight takes, on device and host."""
+        return self._slot_bytes
+
+    def submit(
+        self,
+        frames: Any,
+        thresholds: Sequence[float | npt.NDArray[np.float32]],
+        out: Answers,
+        *,
+        force: npt.NDArray[np.uint8] | None = None,
+    ) -> Ticket:
+        """Begin to classify up to `batch` frames.
+
+        Parameters
+        ----------
+        frames
+            u8 [n, H, W, C], n >= 1: an array, or `DeviceFrames` from `borrow`.
+        out
+            Label i32, confidence f32, stage i8, [n] each: written by the ticket's `wait`, or by a
+            later `submit` that needs its memory.
+        force
+            u8 [gates, n].
+
+        Raises
+        ------
+        DeviceError, TensorRTError
+            When the GPU or an engine fails.
+        """
+        with self.device.active():
+            number = self._next
+            self._next = (number + 1) % SLOTS
+            self._finish(number)
+            slot = self._slots[number]
+            try:
+                slot.upload(Request(frames, thresholds, force))
+                self._enqueue(slot)
+                slot.download()
+            except BaseException:
+                self._abandon(slot)
+                raise
+            ticket = self._tickets[number] = Ticket(self.device, slot, frames, out)
+            return ticket
+
+    def borrow(self, frames: Any) -> Frames:
+        """Return frames as `submit` takes them: those in device memory are not copied."""
+        if not is_on_device(frames):
+            return np.asarray(frames)
+        with self.device.active():
+            return borrow(frames, self._slots[0].stream)
+
+    def stage_logits(self, frames: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
+        """Return every stage's logits of up to `batch` frames, f32 [n, K] each."""
+        with self.device.active():
+            for number in range(SLOTS):
+                self._finish(number)
+            slot = self._slots[0]
+            slot.upload(self._escalate_all(frames))
+            self._enqueue(slot)
+            return [self._download(work.logits(len(frames)), slot.stream) for work in slot.works]
+
+    def close(self) -> None:
+        """Wait for work in flight and free graphs and engines; a second call does nothing."""
+        with self.device.active():
+            for slot in self._slots:
+                slot.close()
+            self._slots.clear()
+            for engine in self._engines:
+                engine.close()
+            self._engines.clear()
+
+    def _open(self, mode: Mode | None) -> None:
+        before = self.device.owned_bytes
+        pixels = self._bundle.spec.input.pixels
+        self._slots = [
+            Slot(self.device, self.plans, pixels, size=self.batch, padded=mode == "padded")
+            for _ in range(SLOTS)
+        ]
+        self._slot_bytes = (self.device.owned_bytes - before) // SLOTS
+        self._enqueue: Callable[[Slot], None] = self._enqueue_host
+        self.mode: Mode = "host"
+        self.mode_reason = "asked for"
+        if mode == "padded":
+            self.mode, self._enqueue = mode, self._enqueue_padded
+        elif mode != "host":
+            self._try_graph(required=mode == "graph")
+        log.info("launch mode %s: %s", self.mode, self.mode_reason)
+
+    def _try_graph(self, *, required: bool) -> None:
+        try:
+            graphs = Graphs(self.device)
+            self.device.load("select")
+            self._warm_up()
+            for slot in self._slots:
+                for bucket in self.plans[0].buckets:
+                    work = partial(self._capture, slot, bucket)
+                    slot.graphs[bucket] = graphs.capture(slot.stream, slot.body_stream, work)
+        except (GraphError, TensorRTError) as error:
+            if required:
+                raise
+            self.mode_reason = f"no graph: {error}"
+            return
+        kind = "SWITCH" if graphs.uses_switch else "IF"
+        self.mode, self._enqueue = "graph", self._enqueue_graph
+        self.mode_reason = f"{kind} nodes, no wait for a count"
+
+    def _enqueue_host(self, slot: Slot) -> None:
+        rows = slot.rows
+        for number, work in enumerate(slot.works):
+            if number > 0:
+                rows = slot.wait_for_count(number - 1)
+                if rows == 0:
+                    return
+            self._feed(slot, work)
+            for first in range(0, rows, work.plan.largest):
+                size = work.plan.bucket_for(min(rows - first, work.plan.largest))
+                work.run(size, slot.stream, first=first)
+            work.decide.enqueue(self.device, stream=slot.stream.handle)
+
+    def _enqueue_padded(self, slot: Slot) -> None:
+        for number, work in enumerate(slot.works):
+            self._feed(slot, work)
+            largest = work.plan.largest
+            for first in range(0, work.plan.rows, largest):
+                size = largest if number else work.plan.bucket_for(slot.rows)
+                work.run(size, slot.stream, first=first)
+            work.decide.enqueue(self.device, stream=slot.stream.handle)
+
+    def _enqueue_graph(self, slot: Slot) -> None:
+        slot.graphs[self.plans[0].bucket_for(slot.rows)].launch(slot.stream)
+
+    def _capture(self, slot: Slot, bucket: int, capture: Capture) -> None:
+        """Enqueue a batch whose first stage runs at ``bucket``, branching where a count decides."""
+        for number, work in enumerate(slot.works):
+            self._feed(slot, work)
+            if number == 0:
+                work.run(bucket, slot.stream)
+            else:
+                index = slot.works[number - 1].bucket_index
+                assert index is not None
+                for round_ in range(work.plan.rounds):
+                    self._branch(slot, work, capture, _item(index, round_), round_)
+            work.decide.enqueue(self.device, stream=slot.stream.handle)
+
+    def _branch(
+        self, slot: Slot, work: StageWork, capture: Capture, index: DeviceArray, round_: int
+    ) -> None:
+        def select(handles: Sequence[int], is_switch: bool) -> None:
+            launch = ops.select(index, handles, is_switch=is_switch)
+            launch.enqueue(self.device, stream=slot.stream.handle)
+
+        first = round_ * work.plan.largest
+        bodies = [partial(work.run, size, first=first) for size in work.plan.buckets]
+        capture.branch(bodies, select)
+
+    def _feed(self, slot: Slot, work: StageWork) -> None:
+        for launch in work.feed:
+            launch.enqueue(self.device, stream=slot.stream.handle)
+
+    def _warm_up(self) -> None:
+        """Run everything once: a kernel's first launch may load it, which no capture allows."""
+        height, width, channels = self._bundle.spec.input.shape
+        frame = (max(2, height), max(2, width), channels)
+        for slot in self._slots:
+            slot.upload(self._escalate_all(np.zeros((self.batch, *frame), np.uint8)))
+            self._enqueue_host(slot)
+            slot.stream.sync()
+
+    def _escalate_all(self, frames: npt.NDArray[np.uint8]) -> Request:
+        gates = len(self.plans) - 1
+        return Request(frames, [1.0] * gates, np.ones((gates, len(frames)), np.uint8))
+
+    def _download(self, array: DeviceArray, stream: Stream) -> npt.NDArray[np.float32]:
+        pinned = self.device.pin(array.nbytes)
+        stream.copy_out(pinned.view(np.uint8, (array.nbytes,)), array.address)
+        stream.sync()
+        values = pinned.view(array.dtype, array.shape).astype(np.float32)
+        pinned.free()
+        return values
+
+    def _finish(self, number: int) -> None:
+        """Give the answers of a slot's last batch to its caller, so that it can be used again."""
+        ticket, self._tickets[number] = self._tickets[number], None
+        if ticket is not None:
+            ticket.wait()
+
+    def _abandon(self, slot: Slot) -> None:
+        try:
+            slot.abandon()
+        except TinysaverError as error:
+            log.error("%s", error)
+
+
+def _plan_stages(bundle: Bundle, engines: Sequence[Engine], batch: int) -> list[StagePlan]:
+    spec = bundle.spec
+    scores = [*(gate.score for gate in spec.gates), Score()]
+    plans: list[StagePlan] = []
+    for number, (stage, engine, score) in enumerate(zip(spec.stages, engines, scores, strict=True)):
+        size = plans[0].largest if plans else batch
+        plans.append(plan_stage(number, stage, engine, score, batch=size))
+    return plans
+
+
+def _item(array: DeviceArray, index: int) -> DeviceArray:
+    return DeviceArray(array.address + index * array.dtype.itemsize, array.dtype, (1,))

@@ -1,0 +1,319 @@
+"""One stage of a cascade on a GPU, for one batch in flight: its memory and its launches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from kernels import ops
+from kernels.frames import NetworkInput
+from kernels.launch import DeviceArray, Launch
+from runtime.cuda import Stream
+from runtime.errors import BundleError
+from runtime.preprocess import network_input
+from runtime.schema import Score, Stage
+from runtime.tensorrt_engine import Context, Engine
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What is the same for all batches of a stage.
+
+    Attributes
+    ----------
+    buckets
+        Its batch sizes, ascending: those of its engine that a batch of this cascade can need.
+    rounds
+        In how many rounds of the largest bucket a whole batch runs.
+    """
+
+    number: int
+    spec: Stage
+    engine: Engine
+    score: Score
+    network: NetworkInput
+    buckets: tuple[int, ...]
+    rounds: int
+
+    @property
+    def largest(self) -> int:
+        """The largest bucket."""
+        return self.buckets[-1]
+
+    @property
+    def rows(self) -> int:
+        """Rows of the dense buffers."""
+        return self.rounds * self.largest
+
+    def bucket_for(self, rows: int) -> int:
+        """Return the smallest bucket that holds ``rows``."""
+        return next(size for size in self.buckets if size >= rows)
+
+
+class Settings(NamedTuple):
+    """What a gate reads anew in each batch.
+
+    ``thresholds`` f32 [K], by predicted class; ``temperature`` f32 [1]; ``force`` u8 [batch].
+    """
+
+    thresholds: DeviceArray
+    temperature: DeviceArray
+    force: DeviceArray
+
+
+class Batch(NamedTuple):
+    """What the stages of a batch in flight share.
+
+    Attributes
+    ----------
+    size
+        Most frames.
+    valid
+        i32 [1], how many there are.
+    tables
+        Per stage u8 [size, 96]: the frames, as it takes them.
+    settings
+        Per stage; of a last one only the temperature is read.
+    counts
+        Per gate i32 [1]: how many rows it sends on.
+    label, confidence, stage
+        i32, f32, i8 [size].
+    """
+
+    size: int
+    valid: DeviceArray
+    tables: tuple[DeviceArray, ...]
+    settings: tuple[Settings, ...]
+    counts: tuple[DeviceArray, ...]
+    label: DeviceArray
+    confidence: DeviceArray
+    stage: DeviceArray
+
+
+class PassedOn(NamedTuple):
+    """Rows that a gate sends on: as samples of the batch, and as rows of its own stage."""
+
+    samples: ops.Escalated
+    rows: ops.Escalated
+
+
+def plan_stage(number: int, spec: Stage, engine: Engine, score: Score, *, batch: int) -> StagePlan:
+    """Return a stage's plan for batches of up to ``batch`` frames.
+
+    Raises
+    ------
+    BundleError
+        When the first stage has no bucket that holds a batch.
+    """
+    sizes = tuple(engine.buckets)
+    enough = next((index for index, size in enumerate(sizes) if size >= batch), len(sizes) - 1)
+    buckets = sizes[: enough + 1]
+    if number == 0 and buckets[-1] < batch:
+        raise BundleError(
+            f"plan {engine.name}: expected a batch of {batch}, its largest is {buckets[-1]}. "
+            f"Load the cascade with batch={buckets[-1]}, or build for more: --max-batch {batch}"
+        )
+    rounds = ops.rounds(batch, buckets)
+    return StagePlan(
+        number, spec, engine, score, network_input(spec.preprocessing), buckets, rounds
+    )
+
+
+class StageWork:
+    """A stage's memory and launches for one batch in flight; its device owns the memory.
+
+    Parameters
+    ----------
+    stream
+        For what is uploaded once.
+    earlier
+        The stages before it, for the same batch.
+    following
+        The plan of the next stage, None for the last.
+    padded
+        Rounds are filled to the largest bucket, so that they may run without knowing the count.
+
+    Attributes
+    ----------
+    feed
+        Launches that fill the inputs.
+    decide
+        The gate or, of a last stage, the scatter.
+    passed_on, bucket_index
+        What the gate sends on, and for each of the next stage's rounds the index of the bucket it
+        chose, i32 [rounds]; None for the last stage.
+    """
+
+    def __init__(
+        self,
+        plan: StagePlan,
+        batch: Batch,
+        stream: Stream,
+        *,
+        earlier: Sequence[StageWork] = (),
+        following: StagePlan | None = None,
+        padded: bool = False,
+    ) -> None:
+        self.plan = plan
+        self._batch = batch
+        self._stream = stream
+        self._earlier = earlier
+        self._arrived = earlier[-1].passed_on if earlier else None
+        self.tensors = {
+            name: self._array(tensor.dtype, (plan.rows, *tensor.shape))
+            for name, tensor in plan.engine.tensors.items()
+        }
+        self._carried: dict[str, DeviceArray] = {}
+        self.feed = [*self._preprocess(), *self._gather()]
+        self.passed_on: PassedOn | None = None
+        self.bucket_index: DeviceArray | None = None
+        self.decide = self._scatter() if following is None else self._gate(following, padded=padded)
+        self._contexts: dict[int, Context] = {}
+
+    def open_contexts(self) -> None:
+        """Make a context for every bucket, and run each once, which a capture takes for granted."""
+        engine = self.plan.engine
+        scratch = self._stream.device.allocate(engine.scratch_bytes, f"scratch of {engine.name}")
+        for bucket in self.plan.buckets:
+            self._contexts[bucket] = engine.context(bucket, scratch, self._stream)
+            self.run(bucket, self._stream)
+        self._stream.sync()
+
+    def run(self, bucket: int, stream: Stream, *, first: int = 0) -> None:
+        """Enqueue the engine on ``bucket`` rows from dense row ``first`` on."""
+        context = self._contexts[bucket]
+        context.bind({name: _from_row(array, first) for name, array in self.tensors.items()})
+        context.enqueue(stream)
+
+    def logits(self, rows: int) -> DeviceArray:
+        """Return the first rows of its logits."""
+        logits = self.tensors[self.plan.spec.logits]
+        return logits._replace(shape=(rows, *logits.shape[1:]))
+
+    def output(self, source: str, producer: int) -> DeviceArray:
+        """Return a tensor ``"<stage>/<output>"``, of this stage or an earlier one, by own rows.
+
+        Stages between the one that leaves a tensor and the one that reads it carry it along.
+        """
+        if producer == self.plan.number:
+            return self.tensors[source.partition("/")[2]]
+        if source not in self._carried:
+            before = self._earlier[-1].output(source, producer)
+            array = self._array(before.dtype, (self.plan.rows, *before.shape[1:]))
+            assert self._arrived is not None
+            self.feed.append(ops.gather([(before, array)], self._arrived.rows))
+            self._carried[source] = array
+        return self._carried[source]
+
+    def _preprocess(self) -> list[Launch]:
+        rows = self._batch.valid if self._arrived is None else self._arrived.samples
+        return [
+            ops.preprocess(
+                self._batch.tables[self.plan.number],
+                rows,
+                self.tensors[item.tensor],
+                self.plan.network,
+            )
+            for item in self.plan.spec.inputs
+            if item.source == "frames"
+        ]
+
+    def _gather(self) -> list[Launch]:
+        if self._arrived is None:
+            return []
+        by_sample, by_row = [], []
+        names = [work.plan.spec.name for work in self._earlier]
+        for item in self.plan.spec.inputs:
+            if item.source == "frames":
+                continue
+            producer = names.index(item.source.partition("/")[0])
+            target = self.tensors[item.tensor]
+            if producer == 0:
+                by_sample.append((self._earlier[0].output(item.source, 0), target))
+            else:
+                by_row.append((self._earlier[-1].output(item.source, producer), target))
+        pairs = ((by_sample, self._arrived.samples), (by_row, self._arrived.rows))
+        return [ops.gather(group, rows) for group, rows in pairs if group]
+
+    def _gate(self, following: StagePlan, *, padded: bool) -> Launch:
+        size, number, score = self._batch.size, self.plan.number, self.plan.score
+        settings = self._batch.settings[number]
+        rounds = following.rounds
+        outputs = ops.GateOutputs(
+            label=self._batch.label,
+            confidence=self._batch.confidence,
+            stage=self._batch.stage,
+            idx=self._array(np.int32, (size,)),
+            count=self._batch.counts[number],
+            bucket=self._array(np.int32, (rounds,)),
+            bucket_index=self._array(np.int32, (rounds,)),
+            idx_rows=self._array(np.int32, (size,)) if self._arrived else None,
+        )
+        arrived = self._arrived.samples if self._arrived else None
+        inputs = ops.GateInputs(
+            logits=self.logits(size),
+            valid=arrived.count if arrived else self._batch.valid,
+            thresholds=settings.thresholds,
+            temperature=settings.temperature,
+            buckets=self._constant(np.array(following.buckets, np.int32)),
+            scores=None if score.output is None else self._scores(score.output),
+            force=settings.force,
+            row_map=arrived.idx if arrived else None,
+        )
+        masks = self._array(np.uint64, (ops.mask_words(size),))
+        scratch = ops.GateScratch(masks, self._constant(np.zeros(1, np.uint32)))
+        samples = ops.Escalated(
+            outputs.idx,
+            outputs.count,
+            None if padded else outputs.bucket,
+            following.largest,
+            rounds,
+        )
+        rows = samples if outputs.idx_rows is None else replace(samples, idx=outputs.idx_rows)
+        self.passed_on = PassedOn(samples, rows)
+        self.bucket_index = outputs.bucket_index
+        return ops.gate(
+            inputs,
+            outputs,
+            scratch,
+            buckets=following.buckets,
+            stage=number,
+            score=score.name,
+            p=2.0 if score.p is None else score.p,
+        )
+
+    def _scatter(self) -> Launch:
+        assert self._arrived is not None
+        batch, number = self._batch, self.plan.number
+        return ops.scatter(
+            self.tensors[self.plan.spec.logits],
+            self._arrived.samples,
+            (batch.label, batch.confidence, batch.stage),
+            temperature=batch.settings[number].temperature,
+            stage=number,
+        )
+
+    def _scores(self, output: str) -> DeviceArray:
+        """Return the score tensor f32 [n] or [n, 1] as [batch]."""
+        return self.tensors[output]._replace(shape=(self._batch.size,))
+
+    def _array(self, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> DeviceArray:
+        array = DeviceArray(0, np.dtype(dtype), shape)
+        memory = self._stream.device.allocate(array.nbytes, f"stage {self.plan.spec.name}")
+        return array._replace(address=memory.address)
+
+    def _constant(self, values: npt.NDArray[np.generic]) -> DeviceArray:
+        array = self._array(values.dtype, values.shape)
+        self._stream.upload(array, values)
+        return array
+
+
+def _from_row(array: DeviceArray, first: int) -> DeviceArray:
+    """Return an array from one of its rows on."""
+    row = array._replace(shape=array.shape[1:]).nbytes
+    shape = (array.shape[0] - first, *array.shape[1:])
+    return DeviceArray(array.address + first * row, array.dtype, shape)
