@@ -98,7 +98,7 @@ def load_pool(folder: Path) -> dict[str, Card]:
         When there is no card, one does not fit the format, or a model file is missing or differs
         from its card.
     """
-    cards = {path.stem: _load_card(path) for path in sorted(folder.glob("*.json"))}
+    cards = {path.stem: load_card(path) for path in sorted(folder.glob("*.json"))}
     if not cards:
         raise CalibrationError(
             f"{folder}: expected the cards of a model pool (<name>.json), found none. "
@@ -107,7 +107,14 @@ def load_pool(folder: Path) -> dict[str, Card]:
     return cards
 
 
-def _load_card(path: Path) -> Card:
+def load_card(path: Path) -> Card:
+    """Read one card and check the content of its model file.
+
+    Raises
+    ------
+    CalibrationError
+        When the card does not fit the format, or the model file is missing or differs from it.
+    """
     try:
         card = parse_json(path, path.read_text("utf-8"), Card)
     except (OSError, UnicodeDecodeError) as error:

@@ -12,6 +12,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from savers.transformer import Attention, vision_transformer
+
 
 class Residual(nn.Module):
     """``x + f(x)`` with ``f`` two 3x3 convolutions of unchanged width."""
@@ -91,24 +93,73 @@ def narrow_start() -> nn.Sequential:
     )
 
 
+def plain(width: int) -> nn.Sequential:
+    """Return three convolutions with a maximum after each, and a linear layer."""
+    w = width
+    return nn.Sequential(
+        conv(1, w, pool=True),
+        conv(w, 2 * w, pool=True),
+        conv(2 * w, 4 * w, pool=True),
+        GlobalAveragePool(),
+        nn.Linear(4 * w, 10),
+    )
+
+
+def separable_conv(inputs: int, outputs: int, *, stride: int = 1) -> nn.Sequential:
+    """Return a 3x3 convolution per channel, then one across channels, both normalised, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, inputs, 3, stride, 1, groups=inputs, bias=False),
+        nn.BatchNorm2d(inputs),
+        nn.ReLU(),
+        nn.Conv2d(inputs, outputs, 1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+    )
+
+
+def separable(width: int) -> nn.Sequential:
+    """Return a network of depthwise-separable convolutions (Howard et al., arXiv 1704.04861)."""
+    w = width
+    return nn.Sequential(
+        conv(1, w, stride=2),
+        separable_conv(w, 2 * w),
+        separable_conv(2 * w, 4 * w, stride=2),
+        separable_conv(4 * w, 4 * w),
+        separable_conv(4 * w, 8 * w, stride=2),
+        GlobalAveragePool(),
+        nn.Linear(8 * w, 10),
+    )
+
+
 NETWORKS: dict[str, Callable[[], nn.Sequential]] = {
     "tiny": lambda: strided(16, 16, 32),
     "middle": narrow_start,
     "large": lambda: resnet9(32),
+    "strided-8": lambda: strided(8, 16, 32),
+    "strided-32": lambda: strided(32, 32, 64),
+    "strided-64": lambda: strided(32, 64, 128),
+    "plain-16": lambda: plain(16),
+    "separable-16": lambda: separable(16),
+    "separable-32": lambda: separable(32),
+    "resnet-8": lambda: resnet9(8),
+    "resnet-12": lambda: resnet9(12),
+    "resnet-16": lambda: resnet9(16),
+    "resnet-24": lambda: resnet9(24),
+    "vit-64": lambda: vision_transformer(64, depth=4),
 }
 
 
 def count_macs(network: nn.Module, shape: tuple[int, int, int] = (1, 28, 28)) -> int:
-    """Count multiply-accumulates of convolutions and linear layers for one ``[c, h, w]`` sample."""
+    """Count the multiply-accumulates of one ``[c, h, w]`` sample.
+
+    Convolutions, linear layers and the two products of attention count; sums, normalisation and
+    softmax do not.
+    """
     total = 0
 
     def add(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal total
-        if isinstance(module, nn.Conv2d):
-            kernel = module.kernel_size[0] * module.kernel_size[1]
-            total += output.numel() * kernel * module.in_channels // module.groups
-        elif isinstance(module, nn.Linear):
-            total += output.numel() * module.in_features
+        total += _macs(module, output)
 
     handles = [module.register_forward_hook(add) for module in network.modules()]
     with torch.no_grad():
@@ -116,3 +167,15 @@ def count_macs(network: nn.Module, shape: tuple[int, int, int] = (1, 28, 28)) ->
     for handle in handles:
         handle.remove()
     return total
+
+
+def _macs(module: nn.Module, output: Tensor) -> int:
+    """Return the multiply-accumulates of one module without those of the modules in it."""
+    each = 0
+    if isinstance(module, nn.Conv2d):
+        each = module.kernel_size[0] * module.kernel_size[1] * module.in_channels // module.groups
+    elif isinstance(module, nn.Linear):
+        each = module.in_features
+    elif isinstance(module, Attention):
+        each = 2 * output.shape[1]
+    return int(output.numel()) * each

@@ -15,6 +15,17 @@ from runtime.session import HostModel
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As in the workshop: threads that wait for each other are slow on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def split():
     from savers.dataset import Split
@@ -100,7 +111,7 @@ def test_exported_onnx_gives_the_logits_of_the_network(split, recipe, tmp_path):
     import torch
 
     from savers.distil import normalise, predict
-    from savers.train import export_onnx
+    from savers.workshop import export_onnx
 
     network, _, _ = fit(split, dataclasses.replace(recipe, epochs=1), tmp_path / "a.ckpt")
     (tmp_path / "a.onnx").write_bytes(export_onnx(network))

@@ -1,0 +1,86 @@
+"""A small vision transformer (Dosovitskiy et al., arXiv 2010.11929) with a convolutional stem.
+
+Two convolutions in place of one patch projection make so small a transformer train like the other
+networks of the pool (Xiao et al., arXiv 2106.14881). The classifier reads the mean of the tokens.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Self-attention with ``heads`` heads; ``f32 [n, tokens, width]`` in and out."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.inputs = nn.Linear(width, 3 * width)
+        self.output = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the tokens, each a mixture of all."""
+        n, tokens, width = x.shape
+        depth = width // self.heads
+        parts = self.inputs(x).reshape(n, tokens, 3, self.heads, depth).permute(2, 0, 3, 1, 4)
+        query, key, value = parts.unbind(0)
+        weights = (query * depth**-0.5 @ key.transpose(-2, -1)).softmax(-1)
+        mixed = (weights @ value).transpose(1, 2).reshape(n, tokens, width)
+        return cast(Tensor, self.output(mixed))
+
+
+class Block(nn.Module):
+    """Attention, then a two-layer network per token, each normalised before and added."""
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.attention = nn.Sequential(nn.LayerNorm(width), Attention(width, heads))
+        self.network = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tokens of the shape of ``x``, ``f32 [n, tokens, width]``."""
+        x = x + self.attention(x)
+        return x + cast(Tensor, self.network(x))
+
+
+class Tokens(nn.Module):
+    """Places of a map as tokens, plus a learned position: ``[n, c, h, w] -> [n, h * w, c]``."""
+
+    def __init__(self, count: int, width: int) -> None:
+        super().__init__()
+        self.position = nn.Parameter(0.02 * torch.randn(1, count, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the tokens, row by row."""
+        return x.flatten(2).transpose(1, 2) + self.position
+
+
+class MeanOfTokens(nn.Module):
+    """``[n, tokens, width] -> [n, width]``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the mean over tokens."""
+        return x.mean(1)
+
+
+def vision_transformer(width: int, depth: int, *, heads: int = 4) -> nn.Sequential:
+    """Return a transformer over the 7x7 places of a 28x28 image."""
+    stem = [
+        nn.Conv2d(1, 16, 3, 2, 1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, width, 3, 2, 1),
+    ]
+    return nn.Sequential(
+        *stem,
+        Tokens(49, width),
+        *(Block(width, heads, 2 * width) for _ in range(depth)),
+        nn.LayerNorm(width),
+        MeanOfTokens(),
+        nn.Linear(width, 10),
+    )

@@ -1,0 +1,222 @@
+"""Training several models of the zoo at a time, each on one CPU thread, and publishing them.
+
+One thread a model, because a network this small spends more time on handing work between threads
+than it gains; and because its weights then do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from calibration.errors import CalibrationError
+from calibration.pool import Card, load_card, save_card
+from runtime.bundle import file_sha256, replacing
+from runtime.errors import InputError
+from runtime.schema import Preprocessing
+from runtime.session import HostModel
+from savers.catalogue import ZOO
+from savers.dataset import Split
+from savers.distil import MEAN, STD, Epoch, Trainer, normalise, teacher_logits
+from savers.networks import NETWORKS, count_macs
+
+OPSET = 17
+"""What TensorRT 8.6 reads."""
+
+PREPROCESSING = Preprocessing(size=(28, 28), colour="grey", mean=(MEAN,), std=(STD,))
+PROVENANCE = "../provenance/training.npz"
+BATCH = 500
+
+
+class Trained(NamedTuple):
+    """A trained network; ``accuracy`` is on the training images held back."""
+
+    name: str
+    network: nn.Module
+    accuracy: float
+
+
+class Stopped(Exception):
+    """The training of another model failed, or the user interrupted."""
+
+
+@dataclass
+class Workshop:
+    """Where training reads, keeps its checkpoints, and publishes.
+
+    Attributes
+    ----------
+    work
+        Folder of checkpoints and of teachers' answers.
+    out
+        Bundle folder; models go to ``out/models``.
+    threads
+        Models trained at the same time.
+    """
+
+    training: Split
+    work: Path
+    out: Path
+    threads: int
+    progress: Progress
+    _seeding: threading.Lock = field(default_factory=threading.Lock)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def make(self, names: Sequence[str], *, force: bool = False) -> list[str]:
+        """Train and publish the models that are not published yet, or with ``force`` all.
+
+        Returns
+        -------
+        list of str
+            Those that were trained.
+
+        Raises
+        ------
+        InputError
+            When a checkpoint is of another recipe, or a teacher was never published.
+        """
+        due = [name for name in names if force or not self.is_published(name)]
+        # Teachers come before their pupils in ZOO; a published one is wanted before it is asked.
+        for teacher in dict.fromkeys(ZOO[name].teacher for name in due):
+            group = [name for name in due if ZOO[name].teacher == teacher]
+            answers = self._answers(teacher) if teacher else None
+            for trained in self._together(group, answers):
+                publish(trained, self.out)
+        return due
+
+    def is_published(self, name: str) -> bool:
+        """Tell whether the model, by the recipe it has now, lies in the bundle folder."""
+        try:
+            card = load_card(self.out / "models" / f"{name}.json")
+        except CalibrationError:
+            return False
+        return ZOO[name].matches(card.recipe)
+
+    def _together(self, names: Sequence[str], teacher: Tensor | None) -> Iterator[Trained]:
+        """Yield each model when it is done."""
+        with ThreadPoolExecutor(self.threads) as pool:
+            futures = [pool.submit(self._fit, name, teacher) for name in names]
+            try:
+                for future in as_completed(futures):
+                    yield future.result()
+            except BaseException:
+                self._stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _fit(self, name: str, teacher: Tensor | None) -> Trained:
+        """Train a model, or go on from its checkpoint, on this thread alone."""
+        torch.set_num_threads(1)
+        recipe = ZOO[name].recipe
+        with self._seeding:
+            torch.manual_seed(recipe.seed)
+            network = NETWORKS[ZOO[name].network]()
+        task = self.progress.add_task(name, total=recipe.epochs)
+        trainer = Trainer(network, self.training, recipe, teacher=teacher)
+        trained = trainer.run(
+            self.work / f"{name}.ckpt", partial(self._report, name, task), proceed=self._proceed
+        )
+        return Trained(name, trained, trainer.monitored_accuracy)
+
+    def _report(self, name: str, task: int, epoch: Epoch) -> None:
+        text = f"{name} {100 * epoch.accuracy:.2f} %"
+        self.progress.update(task, completed=epoch.number, description=text)  # type: ignore[arg-type]
+        if not self.progress.console.is_terminal:
+            total = ZOO[name].recipe.epochs
+            self.progress.console.print(f"{text}, epoch {epoch.number} of {total}")
+
+    def _proceed(self) -> None:
+        if self._stop.is_set():
+            raise Stopped
+
+    def _answers(self, teacher: str) -> Tensor:
+        """Return a teacher's logits f32 [n, K] on the training images, kept beside checkpoints."""
+        if ZOO[teacher].published:
+            return self._published_answers(teacher)
+        kept = self.work / f"{teacher}.npy"
+        if not kept.exists():
+            (trained,) = self._together([teacher], None)
+            _keep(kept, teacher_logits(trained.network, self.training.images))
+        return torch.from_numpy(np.load(kept))
+
+    def _published_answers(self, teacher: str) -> Tensor:
+        path = self.out / "models" / f"{teacher}.onnx"
+        if not self.is_published(teacher):
+            raise InputError(
+                f"{path}: not there, or not by its present recipe, and other models learn from "
+                f"it. Train it first: python -m savers.train zoo {teacher}"
+            )
+        kept = self.work / f"{teacher}-{file_sha256(path)[:12]}.npy"
+        if not kept.exists():
+            _keep(kept, self._run(path, teacher))
+        return torch.from_numpy(np.load(kept))
+
+    def _run(self, path: Path, name: str) -> Tensor:
+        """Return logits f32 [n, K], the mean over each training image and its mirror image."""
+        model, images = HostModel(path, threads=self.threads), self.training.images
+        task = self.progress.add_task(f"{name} answers", total=len(images))
+        parts = []
+        for start in range(0, len(images), BATCH):
+            rows = images[start : start + BATCH]
+            views = (normalise(rows), normalise(rows[:, :, ::-1]))
+            parts.append(sum(model.run({"input": view.numpy()})["logits"] for view in views) / 2)
+            self.progress.advance(task, len(rows))
+        return torch.from_numpy(np.concatenate(parts))
+
+
+def publish(trained: Trained, out: Path) -> None:
+    """Write a trained network as ONNX with its card."""
+    path = out / "models" / f"{trained.name}.onnx"
+    with replacing(path) as stream:
+        stream.write(export_onnx(trained.network))
+    model = ZOO[trained.name]
+    card = Card(
+        name=trained.name,
+        file=path.name,
+        sha256=file_sha256(path),
+        macs=count_macs(trained.network),
+        parameters=sum(item.numel() for item in trained.network.parameters()),
+        preprocessing=PREPROCESSING,
+        recipe=model.described(),
+        seed=model.recipe.seed,
+        provenance=PROVENANCE,
+        monitored_accuracy=trained.accuracy,
+    )
+    save_card(path.parent, card)
+
+
+def export_onnx(network: nn.Module) -> bytes:
+    """Return a network as ONNX with a dynamic batch, batch norm folded into convolutions."""
+    content = io.BytesIO()
+    with warnings.catch_warnings():
+        # The TorchScript exporter writes opset 17, which the newer one cannot; it says it is old.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network.eval().to(memory_format=torch.contiguous_format),
+            (torch.zeros(1, 1, 28, 28),),
+            content,
+            input_names=["input"],
+            output_names=["logits"],
+            dynamic_axes={"input": {0: "n"}, "logits": {0: "n"}},
+            opset_version=OPSET,
+            dynamo=False,
+        )
+    return content.getvalue()
+
+
+def _keep(path: Path, logits: Tensor) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as stream:
+        np.save(stream, logits.numpy())
