@@ -17,7 +17,8 @@ from onnx import numpy_helper
 
 from engines.errors import UnsupportedModel
 from engines.onnx_file import node_title
-from engines.shapes import Shape, check_shapes, dimensions, graph_inputs, infer_shapes
+from engines.onnx_model import Shape
+from engines.shapes import check_shapes, dimensions, graph_inputs, infer_shapes
 
 AXIS_NAME = "n"
 _TRIED = 3
@@ -173,7 +174,7 @@ def _free_reshapes(proto: onnx.ModelProto, batch: int) -> None:
         if node.op_type != "Reshape" or node.input[0] not in reached:
             continue
         shape = constants.get(node.input[1])
-        if shape is None or not shape.size or shape[0] != batch or _keeps_zero(node):
+        if shape is None or not shape.size or shape[0] != batch or _has_zero(node, shape):
             continue
         # -1 is whatever is left over, and may stand once; 0 copies axis 0 of the input.
         first = 0 if -1 in shape else -1
@@ -182,10 +183,12 @@ def _free_reshapes(proto: onnx.ModelProto, batch: int) -> None:
         )
         graph.initializer.append(tensor)
         node.input[1] = tensor.name
+        del node.attribute[:]
 
 
-def _keeps_zero(node: onnx.NodeProto) -> bool:
-    return any(item.name == "allowzero" and item.i for item in node.attribute)
+def _has_zero(node: onnx.NodeProto, shape: npt.NDArray[np.int64]) -> bool:
+    """Return whether a 0 in the shape means an empty axis; allowzero is Reshape's one attribute."""
+    return 0 in shape and any(item.i for item in node.attribute)
 
 
 def _constants(graph: onnx.GraphProto) -> Iterator[tuple[str, npt.NDArray[np.int64]]]:

@@ -209,7 +209,7 @@ def _warnings(written: Written) -> list[str]:
         f"{small.name} needs {small.macs:,} MACs, {large.name} only {large.macs:,}: "
         "are they in the right order?"
         for small, large in pairwise(stages)
-        if small.macs >= large.macs
+        if small.macs > large.macs
     ]
 
 

@@ -12,8 +12,8 @@ from engines.batch import batch_axis, declared_batch, inputs_at
 from engines.errors import UnsupportedModel
 from engines.macs import Macs, count_macs
 from engines.onnx_file import HOST_DOMAINS, OnnxFile, all_nodes, default_opset
-from engines.onnx_model import OnnxModel, Tensor
-from engines.shapes import Shape, check_shapes, dimensions, graph_inputs
+from engines.onnx_model import OnnxModel, Shape, Tensor
+from engines.shapes import check_shapes, dimensions, graph_inputs
 
 OLDEST_TENSORRT_OPSET = 17
 """What the parser of TensorRT 8.6 reads at most."""

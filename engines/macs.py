@@ -19,7 +19,8 @@ import onnx
 from onnx import inliner
 
 from engines.onnx_file import node_title
-from engines.shapes import Shape, infer_shapes
+from engines.onnx_model import Shape
+from engines.shapes import infer_shapes
 
 Sizes = tuple[int, ...]
 

@@ -10,12 +10,8 @@ import onnx
 from onnx import TensorProto
 
 from engines.errors import UnsupportedModel
-
-Dimension = "int | str | None"
-Shape = tuple[int | str | None, ...]
-
-LARGEST_VALUE = 1024
-"""Elements of a constant that inference may read: shapes and scales, not weights."""
+from engines.folding import LARGEST_VALUE, fold_shapes
+from engines.onnx_model import Shape
 
 
 def dimensions(info: onnx.ValueInfoProto) -> Shape | None:
@@ -36,13 +32,11 @@ def graph_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
 
 
 def infer_shapes(proto: onnx.ModelProto, inputs: Mapping[str, Shape]) -> dict[str, Shape]:
-    """Return the shape of every tensor that inference can tell, given those of the inputs.
+    """Return the shape of every tensor that can be told, given those of the inputs.
 
     Weights take part as shapes only. Nodes whose own inference fails leave their outputs out.
     """
-    return dict(
-        _shapes_of(onnx.shape_inference.infer_shapes(_light(proto, inputs), data_prop=True))
-    )
+    return _settle(_light(proto, inputs))
 
 
 def check_shapes(proto: onnx.ModelProto, inputs: Mapping[str, Shape]) -> None:
@@ -53,11 +47,20 @@ def check_shapes(proto: onnx.ModelProto, inputs: Mapping[str, Shape]) -> None:
     UnsupportedModel
         With ONNX's own words; without the path, which the caller knows.
     """
+    light = _light(proto, inputs)
+    _settle(light)
     try:
-        light = _light(proto, inputs)
         onnx.shape_inference.infer_shapes(light, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
         raise UnsupportedModel(_explain(str(error))) from None
+
+
+def _settle(light: onnx.ModelProto) -> dict[str, Shape]:
+    """Infer shapes, and fold what they make known into the model, until nothing is left to fold."""
+    while True:
+        found = dict(_shapes_of(onnx.shape_inference.infer_shapes(light, data_prop=True)))
+        if not fold_shapes(light, found):
+            return found
 
 
 def _explain(message: str) -> str:

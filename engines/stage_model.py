@@ -101,7 +101,7 @@ def read_stage(request: StageRequest) -> StageModel:
         logits = _logits(described, proto, request.logits)
         changes = [*_select(proto, logits), *_fix_image(proto, image, preprocessing)]
         if not batch_axis(proto).is_dynamic:
-            proto = free_batch(proto)
+            proto = _freed(proto, image.name)
             changes.append("batch made dynamic")
         macs = request.macs or _macs(described)
     except UnsupportedModel as error:
@@ -109,6 +109,16 @@ def read_stage(request: StageRequest) -> StageModel:
     return StageModel(
         request, file, proto, image.name, logits, preprocessing, macs=macs, changes=changes
     )
+
+
+def _freed(proto: onnx.ModelProto, image: str) -> onnx.ModelProto:
+    try:
+        return free_batch(proto)
+    except UnsupportedModel as error:
+        raise UnsupportedModel(
+            f"{error}. The batch of a cascade changes; export the model with a dynamic one "
+            f"(torch.onnx.export: dynamic_axes={{{image!r}: {{0: 'n'}}}}, or dynamic_shapes)."
+        ) from None
 
 
 def _image_input(model: OnnxModel, name: str | None) -> Tensor:
