@@ -1,0 +1,91 @@
+"""Memory of the doubled device, and pinned memory of the host."""
+
+from __future__ import annotations
+
+import bisect
+import ctypes
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.cuda_double.work import Span
+
+POISON = 0xA5
+_ALIGNMENT = 256
+
+
+@dataclass
+class Block:
+    """One allocation. ``kind`` is ``device``, ``pinned`` or ``mapped``, which is pinned too."""
+
+    start: int
+    nbytes: int
+    kind: str
+    owner: Any = field(repr=False)
+
+    @property
+    def stop(self) -> int:
+        """The address past its end."""
+        return self.start + self.nbytes
+
+
+class Memory:
+    """All allocations by address. Device memory is host memory that only the double hands out."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._starts: list[int] = []
+        self._blocks: dict[int, Block] = {}
+
+    @property
+    def used(self) -> int:
+        """Bytes of device memory that are allocated."""
+        return sum(block.nbytes for block in self._blocks.values() if block.kind == "device")
+
+    @property
+    def live(self) -> list[Block]:
+        """What is allocated."""
+        return list(self._blocks.values())
+
+    def allocate(self, nbytes: int, kind: str) -> Block:
+        """Return a new block, poisoned."""
+        owner = ctypes.create_string_buffer(nbytes + _ALIGNMENT)
+        address = ctypes.addressof(owner)
+        start = address + -address % _ALIGNMENT
+        ctypes.memset(start, POISON, nbytes)
+        block = self._blocks[start] = Block(start, nbytes, kind, owner)
+        bisect.insort(self._starts, start)
+        return block
+
+    def free(self, start: int, *kinds: str) -> bool:
+        """Free a block; return whether it was one."""
+        block = self._blocks.get(start)
+        if block is None or block.kind not in kinds:
+            return False
+        del self._blocks[start]
+        self._starts.remove(start)
+        ctypes.memset(start, POISON, block.nbytes)
+        return True
+
+    def find(self, start: int, nbytes: int, *kinds: str) -> Block | None:
+        """Return the block that holds all of some bytes, if there is one."""
+        index = bisect.bisect_right(self._starts, start) - 1
+        if index < 0:
+            return None
+        block = self._blocks[self._starts[index]]
+        inside = block.start <= start and start + nbytes <= block.stop
+        return block if inside and (not kinds or block.kind in kinds) else None
+
+
+def read(start: int, nbytes: int) -> bytes:
+    """Return bytes at an address."""
+    return ctypes.string_at(start, nbytes)
+
+
+def write(start: int, content: bytes) -> None:
+    """Write bytes at an address."""
+    ctypes.memmove(start, content, len(content))
+
+
+def span(start: int, nbytes: int) -> Span:
+    """Return bytes as a span."""
+    return Span(start, start + nbytes)
