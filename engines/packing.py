@@ -150,8 +150,11 @@ def whole_folder(out: Path) -> Iterator[Path]:
         yield partial
         partial.chmod(0o755)
         os.rename(partial, out)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError) and error.filename:
+            # The user knows the folder by its own name.
+            error.filename = os.fspath(error.filename).replace(str(partial), str(out))
         raise
 
 

@@ -487,6 +487,15 @@ def test_nothing_is_left_when_writing_fails(pair, bundle, monkeypatch, step):
     assert not folder.exists() and not list(folder.parent.glob(".out*"))
 
 
+def test_an_error_of_the_disk_names_the_folder_that_the_user_knows(pair, bundle, monkeypatch):
+    def full(path, _):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(packing, "_write", full)
+    result, folder = bundle(*pair)
+    assert f"{folder}/models/saver.onnx: No space left on device" in result.output
+
+
 def test_nothing_is_left_when_interrupted(tmp_path, pair, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
