@@ -198,8 +198,7 @@ class CudaDevice:
         self.call(self.driver.init)
         self._native = self.call(self.driver.Device, index)
         self._context = self.call(self._native.retain_primary_context)
-        attribute = self.driver.device_attribute.INTEGRATED
-        self.shares_memory = bool(self.call(self._native.get_attribute, attribute))
+        self.shares_memory = bool(self.attribute("INTEGRATED"))
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -337,6 +336,11 @@ class CudaDevice:
         if not self._dead:
             with self.active():
                 self.call(free)
+
+    def attribute(self, name: str) -> int:
+        """Return an attribute of the device by its name in pycuda."""
+        attribute = getattr(self.driver.device_attribute, name)
+        return int(self.call(self._native.get_attribute, attribute))
 
     @property
     def owned_bytes(self) -> int:
