@@ -92,9 +92,10 @@ class Nvrtc:
         self.path = path
         try:
             self._library = _declare(ctypes.CDLL(path))
+            self.version = self._ask_version()
+            self._load_builtins()
         except (OSError, AttributeError) as error:
             raise KernelError(f"{path}: not a usable NVRTC ({error}).") from None
-        self.version = self._ask_version()
         self.architectures = self._ask_architectures()
 
     def __str__(self) -> str:
@@ -143,6 +144,12 @@ class Nvrtc:
         content = ctypes.create_string_buffer(size.value)
         self._check(getattr(self._library, f"nvrtcGet{what}")(program, content))
         return content.raw
+
+    def _load_builtins(self) -> None:
+        # NVRTC loads this library by its bare name, and the wheel of 13.0 does not say where it is.
+        beside = Path(self.path).parent / f"libnvrtc-builtins.so.{_dotted(self.version)}"
+        if Path(self.path).is_absolute() and beside.is_file():
+            ctypes.CDLL(str(beside))
 
     def _ask_version(self) -> tuple[int, int]:
         major, minor = ctypes.c_int(), ctypes.c_int()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from kernels.errors import CompileError, CompilerMissingError, KernelError
 from kernels.nvrtc import Nvrtc, Target
 from kernels.sources import Source
 
+ROOT = Path(__file__).resolve().parents[2]
 ORIN = Target("sm_87", (13, 0))
 
 DOUBLE = Source(
@@ -148,6 +151,27 @@ def test_a_file_that_is_no_library_is_passed_over_and_reported(tmp_path, content
 def test_another_library_is_not_taken_for_nvrtc():
     with pytest.raises(KernelError, match=r"libc.so.6: not a usable NVRTC .*nvrtcVersion"):
         Nvrtc("libc.so.6")
+
+
+WITHOUT_RUNPATH = """
+import sys
+from kernels.nvrtc import Nvrtc
+from kernels.sources import Source
+print(len(Nvrtc(sys.argv[1]).compile(Source("a.cu", "__global__ void a() {}"), "sm_87").cubin))
+"""
+
+
+@pytest.mark.slow  # copies 140 MB
+def test_a_wheel_that_does_not_say_where_its_builtins_are_works(tmp_path):
+    folder = wheel_folder("nvidia-cuda-nvrtc")
+    for path in folder.glob("libnvrtc-builtins.so.*"):
+        (tmp_path / path.name).symlink_to(path)
+    copy = tmp_path / "libnvrtc.so.13"
+    copy.write_bytes((folder / copy.name).read_bytes().replace(b"$ORIGIN", b"$NOWHER"))
+    command = [sys.executable, "-c", WITHOUT_RUNPATH, copy]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 0
 
 
 def test_a_driver_too_old_for_any_is_told_so():
