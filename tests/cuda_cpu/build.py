@@ -66,7 +66,8 @@ class Variant(NamedTuple):
 
 PLAIN = Variant("plain")
 PORTABLE = Variant("portable", ("-DCUDA_CPU_UCONTEXT",))
-_TRACED = ("-g1", "-fno-omit-frame-pointer")
+# Instrumented code is slow to compile.
+_TRACED = ("-O1", "-g1", "-fno-omit-frame-pointer")
 THREAD = Variant("thread", ("-DCUDA_CPU_TSAN", *_TRACED), ("-fsanitize=thread",))
 ADDRESS = Variant(
     "address",
@@ -102,6 +103,11 @@ def module(source: Path, *, variant: Variant = PLAIN) -> Path:
         _run(*command, "-shared", *map(str, _runtime(variant)), str(unit), "-o", str(partial))
 
     return _kept(f"{source.stem}.so", _key(text, variant), make)
+
+
+def kernel_names(source: Path) -> list[str]:
+    """Return the names of the kernels in a ``.cu`` file."""
+    return [name for _, name in KERNEL.findall(_preprocessed(source))]
 
 
 def program(source: Path, *, variant: Variant) -> Path:
@@ -148,10 +154,7 @@ def _preprocessed(source: Path) -> str:
 
 
 def _translation_unit(source: Path, preprocessed: str) -> str:
-    kernels = [
-        f"CUDA_CPU_KERNEL({name}, {most_threads})"
-        for most_threads, name in KERNEL.findall(preprocessed)
-    ]
+    kernels = [f"CUDA_CPU_KERNEL({name}, {most})" for most, name in KERNEL.findall(preprocessed)]
     if not kernels:
         raise BuildError(f"{source}: no kernel: __global__ void __launch_bounds__(n) name(...)")
     return "\n".join(['#include "cuda_cpu.h"', f'#include "{source}"', *kernels, ""])

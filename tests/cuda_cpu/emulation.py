@@ -13,7 +13,7 @@ from tests.cuda_cpu import build
 Order = Literal["ascending", "descending", "random"]
 
 KERNELS = Path(__file__).resolve().parents[2] / "kernels"
-_ORDERS: dict[Order, int] = {"ascending": 0, "descending": 1, "random": 2}
+ORDERS: dict[Order, int] = {"ascending": 0, "descending": 1, "random": 2}
 _MOST_CONDITIONALS, _MESSAGE = 256, 1024
 
 
@@ -84,7 +84,7 @@ class EmulatedLauncher:
         variant: build.Variant = build.PLAIN,
     ) -> None:
         chosen: Order = order or ("ascending" if seed is None else "random")
-        self._options = _Options(seed or 0, _ORDERS[chosen], resident)
+        self._options = _Options(seed or 0, ORDERS[chosen], resident)
         self._folder = folder
         self._variant = variant
         self._modules: dict[str, ctypes.CDLL] = {}

@@ -11,20 +11,28 @@ namespace {
 
 // Instrumented frames are several times as large.
 #if defined(CUDA_CPU_TSAN) || defined(CUDA_CPU_ASAN)
-constexpr size_t STACK = 256 << 10;
+constexpr size_t STACK = 128 << 10;
 #else
 constexpr size_t STACK = 64 << 10;
 #endif
 
 size_t guard() { return size_t(sysconf(_SC_PAGESIZE)); }
 
+constexpr int MEMORY = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+
 // A stack with a page below it that faults, so that an overflow is not silent.
 char* map_stack() {
-  void* memory = mmap(nullptr, guard() + STACK, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* memory = mmap(nullptr, guard() + STACK, PROT_READ | PROT_WRITE, MEMORY, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
   mprotect(memory, guard(), PROT_NONE);
   return static_cast<char*>(memory) + guard();
+}
+
+// Make ThreadSanitizer forget what an earlier thread wrote here.
+void clear_history([[maybe_unused]] char* stack) {
+#ifdef CUDA_CPU_TSAN
+  mmap(stack, STACK, PROT_READ | PROT_WRITE, MEMORY | MAP_FIXED, -1, 0);
+#endif
 }
 
 #ifdef CUDA_CPU_ASAN
@@ -60,8 +68,9 @@ cuda_cpu_switch_stack:
 #endif
 
 Fiber::~Fiber() {
+  if (!stack_) return;
   timeline_.end();
-  if (stack_) munmap(stack_ - guard(), guard() + STACK);
+  munmap(stack_ - guard(), guard() + STACK);
 }
 
 bool Fiber::holds(const void* address) const {
@@ -71,6 +80,7 @@ bool Fiber::holds(const void* address) const {
 
 void Fiber::prepare() {
   if (!stack_) stack_ = map_stack();
+  clear_history(stack_);
   timeline_.end();
   timeline_ = Timeline::begin();
 #ifdef CUDA_CPU_ASAN
