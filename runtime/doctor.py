@@ -66,14 +66,13 @@ def examine(system: System, folder: Path | None = None) -> list[Section]:
 def verdict(sections: list[Section]) -> Verdict:
     """Return on what cascades can run, by what was found."""
     found = [finding for section in sections for finding in section.findings]
-    works = {finding.name for finding in found if finding.status in ("ok", "warning")}
+    fine = {finding.name for finding in found if finding.status == "ok"}
     wrong = {finding.name for finding in found if finding.status == "problem"}
-    cpu = {"python", "tinysaver", "numpy", "onnxruntime"} <= works and not wrong & {
-        "bundle",
-        "frames",
-    }
-    tensorrt = {"tensorrt", "tensorrt_rtx"} & works
-    return Verdict(cpu, cpu and bool(tensorrt) and {"driver", "pycuda"} <= works)
+    cpu = {"python", "tinysaver", "numpy", "onnxruntime"} <= fine
+    if wrong & {"bundle", "frames"}:
+        cpu = False
+    tensorrt = bool({"tensorrt", "tensorrt_rtx"} & fine)
+    return Verdict(cpu, cpu and tensorrt and {"driver", "pycuda"} <= fine)
 
 
 def _findings(check: Check, examination: Examination) -> list[Finding]:

@@ -64,6 +64,18 @@ def test_a_jetson_with_everything_runs_on_both(machine):
     assert found["tensorrt"].status == "ok"
 
 
+EVERYTHING = ("python", "tinysaver", "numpy", "onnxruntime", "driver", "tensorrt", "pycuda")
+
+
+@pytest.mark.parametrize("lacking", EVERYTHING)
+def test_a_gpu_is_used_only_with_all_that_it_needs(lacking):
+    """What is not installed is a warning at most, and yet not there."""
+    findings = [Finding(name, "warning" if name == lacking else "ok", name) for name in EVERYTHING]
+    assert doctor.verdict([Section("All", findings)]) == Verdict(
+        cpu=lacking in ("driver", "tensorrt", "pycuda"), gpu=False
+    )
+
+
 def test_a_broken_library_does_not_stop_the_others(machine):
     (machine.site / "onnxruntime/__init__.py").write_text("import os; os.abort()")
     machine.package("tensorrt", "raise SystemError('strange')")

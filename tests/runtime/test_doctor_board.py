@@ -55,6 +55,10 @@ def test_jetpack_and_jetson_linux_are_told(jetson):
     assert finding.facts == {"jetpack": "6.2", "linux": "36.4.3"}
 
 
+def test_packages_that_were_removed_are_not_installed(jetson):
+    assert jetson.examination().packages == {"bash": "5.1", "nvidia-jetpack": "6.2+b77"}
+
+
 def test_without_the_jetpack_package_the_major_release_is_told(jetson):
     jetson.file("var/lib/dpkg/status", "Package: bash\nStatus: install ok installed\nVersion: 5\n")
     (finding,) = check_jetpack(jetson.examination())

@@ -222,7 +222,7 @@ def test_tensorrt_that_is_too_old_is_a_problem(pc, version, status):
 
 
 @pytest.mark.parametrize(
-    ("version", "status"), [("10.16.2", "ok"), ("11.2.0.1", "problem"), ("11.4.1.5", "ok")]
+    ("version", "status"), [("10.16.2", "ok"), ("11.4.0.106", "problem"), ("11.4.1.5", "ok")]
 )
 def test_tensorrt_11_supports_jetpack_from_11_4_1_on(jetson, version, status):
     jetson.tensorrt(version)
