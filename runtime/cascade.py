@@ -7,7 +7,6 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -18,12 +17,9 @@ from runtime.bundle import Bundle, load_bundle
 from runtime.certification import Certification, certification
 from runtime.devices import GpuOptions, open_executor
 from runtime.errors import BundleError, ClosedError, InputError
-from runtime.images import read_npz
+from runtime.golden import check_frames, load_golden
 from runtime.preprocess import Frames
-from runtime.schema import CascadeSpec, Form, FrameFormat, Setting, Threshold
-
-GOLDEN_TOLERANCE = 1e-2
-"""Largest difference of a golden logit: far above rounding, far below another model's output."""
+from runtime.schema import Form, Setting, Threshold
 
 
 @dataclass(frozen=True)
@@ -251,7 +247,209 @@ class Cascade:
         """
         with self._lock:
             self._require_open()
-            checked = _check_frames(self.executor.borrow(frames), self.bundle.spec.input)
+            checked = check_frames(self.executor.borrow(frames), self.bundle.spec.input)
+            forced = None if force is None else self._check_force(force, len(checked))
+            results = Results(
+                np.empty(len(checked), np.int32),
+                np.empty(len(checked), np.float32),
+                np.empty(len(checked), np.int8),
+                self.certification,
+            )
+            step = min(self.batch, self.executor.batch)
+            parts = [slice(start, start + step) for start in range(0, len(checked), step)]
+            tickets = [
+                self.executor.submit(
+                    checked[part],
+                    self._float_thresholds,
+                    (results.label[part], results.confidence[part], results.stage[part]),
+                    force=None if forced is None else forced[:, part],
+                )
+                for part in parts
+            ]
+        return Pending(results, tickets)
+
+    def stream(self, batches: Iterable[Frames]) -> Iterator[Results]:
+        """Classify batches in order, with up to two under way."""
+        waiting: deque[Pending] = deque()
+        for frames in batches:
+            waiting.append(self.submit(frames))
+            if len(waiting) == 2:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    def check_golden(self) -> None:
+        """Run the bundle's golden samples through every stage.
+
+        Raises
+        ------
+        BundleError
+            When a stage's logits differ from the stored ones.
+        """
+        with self._lock:
+            self._require_open()
+            golden = load_golden(self.bundle, self.forms)
+            if golden is not None:
+                frames = golden.frames[: min(self.batch, self.executor.batch)]
+                golden.check(self.executor.stage_logits(frames), engine=self.executor.engine)
+
+    def close(self) -> None:
+        """Wait for work in flight and free everything; a second call does nothing."""
+
+
+class Pending:
+    """Results on their way. On the CPU the work is done when ``submit`` returns."""
+
+    def __init__(self, results: Results, tickets: Sequence[Ticket]) -> None:
+        self._results = results
+        self._tickets = tickets
+
+    def done(self) -> bool:
+        """Return whether `result` would return at once."""
+        return all(ticket.done() for ticket in self._tickets)
+
+    def result(self) -> Results:
+        """Wait for the batch and return its results."""
+        for ticket in self._tickets:
+            ticket.wait()
+        return self._results
+
+
+class Cascade:
+    """Classifies batches of frames. Owns its engines; any thread may call, one at a time.
+
+    >>> with Cascade.load("zoo/fashion") as cascade:  # doctest: +SKIP
+    ...     results = cascade.run(frames)
+    """
+
+    def __init__(
+        self, bundle: Bundle, executor: Executor, forms: tuple[Form, ...], *, batch: int
+    ) -> None:
+        self.bundle = bundle
+        self.batch = batch
+        self.executor = executor
+        self.forms = forms
+        self._lock = threading.Lock()
+        self._closed = False
+        self.thresholds = _setting(bundle, forms).thresholds
+
+    @classmethod
+    def load(
+        cls,
+        bundle: str | os.PathLike[str] | Bundle,
+        device: str = "auto",
+        *,
+        batch: int = 256,
+        threads: int | None = None,
+        forms: Sequence[Form] | None = None,
+        require_certificate: bool = False,
+        gpu: GpuOptions | None = None,
+    ) -> Cascade:
+        """Load a bundle's models and check them on its golden samples.
+
+        Parameters
+        ----------
+        bundle
+            Folder with ``cascade.json``.
+        device
+            ``cpu``, ``cuda`` or ``cuda:1``; ``auto`` takes a GPU where there is one that can run
+            the bundle, and else the CPU.
+        batch
+            The most frames that run at once; more are cut into batches of this size.
+        threads
+            CPU threads; all that the process may use by default.
+        forms
+            Which form of each stage runs; by default those that `runtime.devices` says.
+        require_certificate
+            Refuse a cascade that is not exactly the certified one.
+        gpu
+            What only concerns a GPU.
+
+        Raises
+        ------
+        BundleError
+            When the bundle or a model in it cannot be used; the message says why.
+        DeviceError, PlanError, TensorRTError
+            When the GPU that was asked for cannot be used; the message says why.
+        """
+        opened = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+        if batch < 1 or (threads is not None and threads < 1):
+            raise InputError(f"batch and threads: expected at least 1, got {batch} and {threads}.")
+        executor, chosen = open_executor(
+            opened, device, forms, batch=batch, threads=threads, gpu=gpu or GpuOptions()
+        )
+        cascade = cls(opened, executor, chosen, batch=batch)
+        cascade.check_golden()
+        if require_certificate and cascade.certification.state != "certified":
+            raise BundleError(
+                f"{opened.folder}: a certificate is required, but this cascade is "
+                f"{cascade.certification}. Certify it: python -m calibration.threshold --help"
+            )
+        return cascade
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """Names of the stages, in order."""
+        return tuple(stage.name for stage in self.bundle.spec.stages)
+
+    @property
+    def thresholds(self) -> tuple[Threshold, ...]:
+        """One threshold per gate. Others than the certified ones end the certificate's cover."""
+        return self._thresholds
+
+    @thresholds.setter
+    def thresholds(self, values: Sequence[Threshold]) -> None:
+        spec = self.bundle.spec
+        if len(values) != len(spec.gates):
+            raise InputError(
+                f"thresholds: expected {len(spec.gates)}, one per gate, got {len(values)}."
+            )
+        arrays = [np.asarray(value, np.float32) for value in values]
+        for array in arrays:
+            if (
+                array.shape not in ((), (len(spec.labels),))
+                or not ((array >= 0) & (array <= 1)).all()
+            ):
+                raise InputError(
+                    "thresholds: expected numbers in [0, 1], one or one per class "
+                    f"({len(spec.labels)}), got {array.tolist()}."
+                )
+        plain = tuple(np.asarray(value).tolist() for value in values)
+        certified = certification(spec, self.forms, engine=self.executor.engine, thresholds=plain)
+        # Together, so that no batch under way is answered by one and named after the other.
+        with self._lock:
+            self._thresholds = plain
+            self._float_thresholds = [float(a) if a.ndim == 0 else a for a in arrays]
+            self.certification = certified
+
+    def run(self, frames: Frames, *, force: npt.NDArray[np.uint8] | None = None) -> Results:
+        """Classify frames and wait for the answers.
+
+        Parameters
+        ----------
+        frames
+            u8 [N, H, W, C] in the bundle's colour order; zero frames give empty results. On a GPU
+            also an array in its memory, dense, with ``__cuda_array_interface__`` or
+            ``__dlpack__``: it is not copied.
+        force
+            u8 [N], or u8 [gates, N]: non-zero sends a sample on whatever its score.
+
+        Raises
+        ------
+        InputError
+            When frames have another dtype, rank or size than the bundle's input.
+        """
+        return self.submit(frames, force=force).result()
+
+    def submit(self, frames: Frames, *, force: npt.NDArray[np.uint8] | None = None) -> Pending:
+        """Begin to classify frames; the caller may go on before the answers are there.
+
+        Frames of the host may be changed when this returns, those of a GPU when the answers are
+        there. Parameters as of `run`.
+        """
+        with self._lock:
+            self._require_open()
+            checked = check_frames(self.executor.borrow(frames), self.bundle.spec.input)
             forced = None if force is None else self._check_force(force, len(checked))
             results = Results(
                 np.empty(len(checked), np.int32),
@@ -302,11 +500,12 @@ class Cascade:
         found = self.executor.stage_logits(frames)
         for number, (stage, expected) in enumerate(zip(found, logits, strict=True)):
             worst = float(np.abs(stage - expected[: len(frames)]).max())
-            if not worst <= GOLDEN_TOLERANCE:
+            allowed = GOLDEN_TOLERANCE[self.forms[number]]
+            if not worst <= allowed:
                 raise BundleError(
                     f"{self.bundle.model(number, self.forms[number])}: golden samples give other "
                     f"logits than when the bundle was made (largest difference {worst:.3g}, "
-                    f"allowed {GOLDEN_TOLERANCE}). Update {self.executor.engine}, or rebuild the "
+                    f"allowed {allowed}). Update {self.executor.engine}, or rebuild the "
                     "bundle."
                 )
 
@@ -344,27 +543,6 @@ class Cascade:
         return np.broadcast_to(array, (gates, rows))
 
 
-def _read_golden(
-    path: Path, spec: CascadeSpec, forms: tuple[Form, ...]
-) -> tuple[Frames, list[npt.NDArray[np.float32]]]:
-    """Return golden frames, and their logits of each stage."""
-    names = [f"logits/{stage.name}/{form}" for stage, form in zip(spec.stages, forms, strict=True)]
-    try:
-        content = read_npz(path)
-        if not {"frames", *names} <= set(content):
-            raise InputError(f"expected {', '.join(['frames', *names])}, got {', '.join(content)}.")
-        frames = _check_frames(content["frames"], spec.input)
-        shape = (max(1, len(frames)), len(spec.labels))
-        for name in names:
-            if content[name].shape != shape:
-                raise InputError(
-                    f"{name}: expected {list(shape)}, got {list(content[name].shape)}."
-                )
-    except InputError as error:
-        raise BundleError(f"{path}: golden samples: {error} Rebuild the bundle.") from None
-    return frames, [content[name] for name in names]
-
-
 def _setting(bundle: Bundle, forms: tuple[Form, ...]) -> Setting:
     found = bundle.spec.settings.get("/".join(forms))
     if found is None:
@@ -374,32 +552,3 @@ def _setting(bundle: Bundle, forms: tuple[Form, ...]) -> Setting:
             "Choose them: python -m calibration.search --help"
         )
     return found
-
-
-def _check_frames(array: Any, expected: FrameFormat) -> Any:
-    """Return frames of the host or a device, if they fit."""
-    height, width, channels = expected.shape
-    fits = array.ndim == 4 and array.shape[3] == channels and 0 not in array.shape[1:]
-    if fits and height:
-        fits = array.shape[1:3] == (height, width)
-    if not fits or array.dtype != np.uint8:
-        size = f"{height or 'height'}, {width or 'width'}, {channels}"
-        raise InputError(
-            f"frames: expected u8 [N, {size}] ({expected.colour}), "
-            f"got {array.dtype} {list(array.shape)}. {_advice(array, channels)}"
-        )
-    try:
-        expected.pixels.picture_size(*array.shape[1:3])
-    except ValueError as error:
-        raise InputError(f"frames: {error}. Crop them to even sides.") from None
-    return array
-
-
-def _advice(array: npt.NDArray[np.generic], channels: int) -> str:
-    if array.ndim == 3 and array.shape[-1] == channels:
-        return "For one frame pass frame[None]."
-    if array.ndim == 3 and channels == 1:
-        return "For grey frames without a channel axis pass frames[..., None]."
-    if array.dtype != np.uint8:
-        return "Pass pixels as 0..255 in numpy.uint8; the cascade normalises them itself."
-    return "Resize the frames, or make a bundle for this size."
