@@ -5,15 +5,12 @@ hang. The last line of standard output is JSON: the facts, or ``error``, or ``mi
 library only, and imports by name, so that nothing is loaded but what is asked about.
 """
 
-import ctypes
 import importlib
-import importlib.metadata
 import importlib.util
 import json
 import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 Facts = dict[str, Any]
@@ -84,7 +81,8 @@ def _pycuda(module: Any) -> Facts:
 
 def _cuda_bindings(module: Any) -> Facts:
     """Call the driver through them, which loads it."""
-    facts: Facts = {"version": importlib.metadata.version("cuda-bindings"), "file": module.__file__}
+    metadata = importlib.import_module("importlib.metadata")  # half of a start-up by itself
+    facts: Facts = {"version": metadata.version("cuda-bindings"), "file": module.__file__}
     facts["driver_error"] = _failure(lambda: module.cuDriverGetVersion())
     return facts
 
@@ -120,7 +118,8 @@ def _has_shipped(target: Any) -> bool:
 def _loaded(pattern: str) -> str | None:
     """Return the file of a shared library that this process has loaded."""
     try:
-        lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
+        with open("/proc/self/maps", encoding="utf-8", errors="replace") as stream:
+            lines = stream.read().splitlines()
     except OSError:
         return None
     files = (line.split(maxsplit=5)[-1] for line in lines if "/" in line)
@@ -130,7 +129,8 @@ def _loaded(pattern: str) -> str | None:
 def _library_version(path: str) -> str | None:
     """Return ``10.3.0``, as ``getInferLibVersion`` of the library says it."""
     try:
-        number = int(ctypes.CDLL(path).getInferLibVersion())
+        library = importlib.import_module("ctypes").CDLL(path)
+        number = int(library.getInferLibVersion())
     except (OSError, AttributeError):
         return None
     # Until version 8 a thousand is a major version, from 10 on ten thousand.
