@@ -24,10 +24,10 @@ LARGEST_VALUE = 1024
 # Operators that shapes are computed with; none of them is costly on a few numbers.
 # fmt: off
 _ARITHMETIC = frozenset((
-    "Add", "And", "Cast", "Ceil", "Concat", "ConstantOfShape", "Div", "Equal", "Expand",
-    "Floor", "Gather", "Greater", "Identity", "Less", "Max", "Min", "Mod", "Mul", "Neg",
-    "Not", "Or", "Range", "ReduceProd", "Reshape", "Slice", "Sqrt", "Squeeze", "Sub",
-    "Unsqueeze", "Where",
+    "Abs", "Add", "And", "Cast", "Ceil", "Concat", "ConstantOfShape", "Div", "Equal",
+    "Expand", "Floor", "Gather", "Greater", "Identity", "Less", "Max", "Min", "Mod", "Mul",
+    "Neg", "Not", "Or", "Pow", "Range", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum",
+    "Reshape", "Slice", "Sqrt", "Squeeze", "Sub", "Tile", "Transpose", "Unsqueeze", "Where",
 ))
 # fmt: on
 # What the evaluation of a node that contradicts itself raises.

@@ -187,6 +187,26 @@ def test_shapes_that_only_folding_tells_are_followed():
     assert count_macs(model, {"x": (7, 3, 2, 2)}).total == 7 * 4 * 3 * 5
 
 
+def test_padding_that_the_graph_computes_from_constants_is_followed():
+    """As torch writes F.pad: pairs from the last axis on, filled up, turned round, transposed."""
+    nodes = [
+        helper.make_node("ConstantOfShape", ["missing"], ["zeros"]),
+        helper.make_node("Concat", ["given", "zeros"], ["all"], axis=0),
+        helper.make_node("Reshape", ["all", "pairs"], ["table"]),
+        helper.make_node("Slice", ["table", "last", "first", "axis", "back"], ["turned"]),
+        helper.make_node("Transpose", ["turned"], ["columns"], perm=[1, 0]),
+        helper.make_node("Reshape", ["columns", "flat"], ["pads"]),
+        helper.make_node("Pad", ["x", "pads"], ["padded"]),
+        helper.make_node("Conv", ["padded", "w"], ["y"]),
+    ]
+    model = build(*nodes, constants={"w": ((8, 3, 3, 3), np.float32)}, inputs={"x": (1, 3, 4, 4)})
+    values = {"missing": [4], "given": [0, 1, 0, 1], "pairs": [-1, 2], "flat": [-1]}
+    values |= {"last": [-1], "first": [-(2**62)], "axis": [0], "back": [-1]}
+    for name, value in values.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.int64), name))
+    assert count_macs(model, {"x": (1, 3, 4, 4)}).total == 9 * 8 * 27
+
+
 def test_arithmetic_of_shapes_that_contradicts_itself_is_left_to_inference():
     nodes = [
         helper.make_node("Gather", ["sizes", "far"], ["size"], name="far"),
