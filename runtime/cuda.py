@@ -131,6 +131,15 @@ class Stream:
         self.sync()
         pinned.free()
 
+    def download(self, array: DeviceArray) -> npt.NDArray[Any]:
+        """Return a copy of an array, after waiting for all that is enqueued."""
+        pinned = self.device.pin(array.nbytes)
+        self.copy_out(pinned.view(np.uint8, (array.nbytes,)), array.address)
+        self.sync()
+        values: npt.NDArray[Any] = pinned.view(array.dtype, array.shape).copy()
+        pinned.free()
+        return values
+
     def copy_in(self, target: int, source: npt.NDArray[Any]) -> None:
         """Enqueue a copy from pinned memory, which must stay as it is until the copy has ended."""
         self.device.call(self.device.driver.memcpy_htod_async, target, source, self.native)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from runtime.bundle import Bundle
 from runtime.driver import DriverError, ask_driver
 from runtime.errors import BundleError, DeviceError, InputError, PlanError, TensorRTError
+from runtime.plan_fit import find_plans
+from runtime.plans import Plan, this_machine
 from runtime.schema import Form
 from runtime.session import available_threads
 
 if TYPE_CHECKING:
     from runtime.cascade import Executor
-    from runtime.gpu import Mode
+    from runtime.cuda import CudaDevice
+    from runtime.gpu import GpuExecutor, Mode
     from runtime.plans import Library
 
 log = logging.getLogger(__name__)
@@ -40,11 +44,14 @@ class GpuOptions:
         TensorRT, or TensorRT-RTX.
     host_code
         Allow plans with code for the host, as version-compatible ones: only for plans of your own.
+    verify
+        Check kernels, plans and modes the first time that they meet this GPU and driver.
     """
 
     mode: Mode | None = None
     library: Library = "tensorrt"
     host_code: bool = False
+    verify: bool = True
 
 
 def open_executor(
@@ -80,28 +87,78 @@ def open_executor(
     return executor, chosen
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A GPU, and a bundle that can run on it.
+
+    Attributes
+    ----------
+    plans
+        One per stage.
+    executor
+        Makes an executor in a launch mode; None chooses one.
+    """
+
+    bundle: Bundle
+    forms: tuple[Form, ...]
+    plans: tuple[Plan, ...]
+    device: CudaDevice
+    executor: Callable[[Mode | None], GpuExecutor]
+
+
+@contextmanager
+def open_gpu(
+    bundle: Bundle, device: str, forms: Sequence[Form] | None, *, batch: int, gpu: GpuOptions
+) -> Iterator[Opened]:
+    """Open a GPU for a bundle, and close it again.
+
+    Raises
+    ------
+    InputError, BundleError, DeviceError, PlanError, TensorRTError
+        When it cannot be used.
+    """
+    opened = _prepare(bundle, _parse(device)[1], forms, batch=batch, gpu=gpu)
+    try:
+        yield opened
+    finally:
+        opened.device.close()
+
+
 def _open_gpu(
     bundle: Bundle, index: int, forms: Sequence[Form] | None, *, batch: int, gpu: GpuOptions
 ) -> tuple[Executor, tuple[Form, ...]]:
+    from runtime.selfcheck import failed_modes
+
+    opened = _prepare(bundle, index, forms, batch=batch, gpu=gpu)
+    try:
+        mode = gpu.mode
+        if gpu.verify:
+            failed = failed_modes(opened)
+            if mode in failed:
+                raise DeviceError(f"{opened.device.gpu.name}: {failed[mode]}. Use another mode.")
+            mode = "host" if mode is None and "graph" in failed else mode
+        return opened.executor(mode), opened.forms
+    except BaseException:
+        opened.device.close()
+        raise
+
+
+def _prepare(
+    bundle: Bundle, index: int, forms: Sequence[Form] | None, *, batch: int, gpu: GpuOptions
+) -> Opened:
     from runtime.cuda import CudaDevice
     from runtime.gpu import GpuExecutor
+    from runtime.tensorrt_engine import tensorrt_runtime
 
     chosen = _choose(bundle, forms, GPU_FORMS, GPU_FORMS, "a GPU")
+    machine = this_machine(gpu.library, tensorrt_runtime(gpu.library).version, device=index)
+    plans = tuple(find_plans(bundle, k, form, machine)[0] for k, form in enumerate(chosen))
     device = CudaDevice(index)
-    try:
-        executor = GpuExecutor(
-            bundle,
-            chosen,
-            device,
-            batch=batch,
-            mode=gpu.mode,
-            library=gpu.library,
-            host_code=gpu.host_code,
-        )
-    except BaseException:
-        device.close()
-        raise
-    return executor, chosen
+
+    def executor(mode: Mode | None) -> GpuExecutor:
+        return GpuExecutor(bundle, plans, device, batch=batch, mode=mode, host_code=gpu.host_code)
+
+    return Opened(bundle, chosen, plans, device, executor)
 
 
 def _parse(device: str) -> tuple[str, int]:

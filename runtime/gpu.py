@@ -24,17 +24,16 @@ import numpy.typing as npt
 from kernels import ops
 from kernels.launch import DeviceArray
 from runtime.bundle import Bundle
-from runtime.cuda import CudaDevice, Stream
+from runtime.cuda import CudaDevice
 from runtime.device_frames import borrow, is_on_device
 from runtime.errors import GraphError, InputError, TensorRTError, TinysaverError
 from runtime.gpu_interface import check_engines
 from runtime.gpu_slot import Answers, Frames, Request, Slot
 from runtime.gpu_stage import StagePlan, StageWork, plan_stage
 from runtime.graphs import Capture, Graphs
-from runtime.plan_fit import find_plans
-from runtime.plans import Library, this_machine
-from runtime.schema import Form, Score
-from runtime.tensorrt_engine import Engine, tensorrt_runtime
+from runtime.plans import Plan
+from runtime.schema import Score
+from runtime.tensorrt_engine import Engine
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +76,8 @@ class GpuExecutor:
 
     Parameters
     ----------
+    plans
+        One per stage.
     device
         Borrowed: closed by whoever opened it.
     batch
@@ -102,12 +103,11 @@ class GpuExecutor:
     def __init__(
         self,
         bundle: Bundle,
-        forms: Sequence[Form],
+        plans: Sequence[Plan],
         device: CudaDevice,
         *,
         batch: int,
         mode: Mode | None = None,
-        library: Library = "tensorrt",
         host_code: bool = False,
     ) -> None:
         if mode is not None and mode not in get_args(Mode):
@@ -118,13 +118,7 @@ class GpuExecutor:
         self._tickets: list[Ticket | None] = [None] * SLOTS
         for module in MODULES:
             device.load(module)
-        runtime = tensorrt_runtime(library)
-        machine = this_machine(library, runtime.version, device=device.index)
-        self._engines: list[Engine] = []
-        for number, form in enumerate(forms):
-            plan = find_plans(bundle, number, form, machine)[0]
-            engine = Engine(plan, runtime, device, host_code=host_code)
-            self._engines.append(engine)
+        self._engines = [Engine(plan, device, host_code=host_code) for plan in plans]
         check_engines(bundle, self._engines)
         self.plans = _plan_stages(bundle, self._engines, batch)
         with device.active():
@@ -195,7 +189,8 @@ class GpuExecutor:
             slot = self._slots[0]
             slot.upload(self._escalate_all(frames))
             self._enqueue(slot)
-            return [self._download(work.logits(len(frames)), slot.stream) for work in slot.works]
+            logits = [slot.stream.download(work.logits(len(frames))) for work in slot.works]
+            return [values.astype(np.float32) for values in logits]
 
     def close(self) -> None:
         """Wait for work in flight and free graphs and engines; a second call does nothing."""
@@ -307,14 +302,6 @@ class GpuExecutor:
     def _escalate_all(self, frames: npt.NDArray[np.uint8]) -> Request:
         gates = len(self.plans) - 1
         return Request(frames, [1.0] * gates, np.ones((gates, len(frames)), np.uint8))
-
-    def _download(self, array: DeviceArray, stream: Stream) -> npt.NDArray[np.float32]:
-        pinned = self.device.pin(array.nbytes)
-        stream.copy_out(pinned.view(np.uint8, (array.nbytes,)), array.address)
-        stream.sync()
-        values = pinned.view(array.dtype, array.shape).astype(np.float32)
-        pinned.free()
-        return values
 
     def _finish(self, number: int) -> None:
         """Give the answers of a slot's last batch to its caller, so that it can be used again."""

@@ -138,11 +138,9 @@ class Engine:
         When TensorRT refuses the plan.
     """
 
-    def __init__(
-        self, plan: Plan, runtime: TensorRTRuntime, device: CudaDevice, *, host_code: bool = False
-    ) -> None:
+    def __init__(self, plan: Plan, device: CudaDevice, *, host_code: bool = False) -> None:
         self.name = plan.name
-        self.runtime = runtime
+        self.runtime = runtime = tensorrt_runtime(plan.key.machine.library)
         self.device = device
         if host_code:
             runtime.native.engine_host_code_allowed = True

@@ -47,12 +47,7 @@ class CudaMachine:
 
     def download(self, array: DeviceArray) -> Array:
         with self._device.active():
-            pinned = self._device.pin(array.nbytes)
-            self._stream.copy_out(pinned.view(np.uint8, (array.nbytes,)), array.address)
-            self._stream.sync()
-            values = pinned.view(array.dtype, array.shape).copy()
-            pinned.free()
-        return values
+            return self._stream.download(array)
 
     def run(self, *launches: Launch) -> None:
         with self._device.active():
