@@ -23,15 +23,9 @@ DISTRIBUTIONS = {
     "11.0.0.114": "tensorrt-cu12-bindings",
     "11.4.0.106": "tensorrt-cu12-bindings",
 }
-NEWEST_PYTHON = {"8.6.1": (3, 11), "10.3.0": (3, 12)}
-"""The last Python that a version has a wheel for, where that is not the newest one."""
-
-VERSIONS = [
-    version
-    for version in DISTRIBUTIONS
-    if sys.version_info[:2] <= NEWEST_PYTHON.get(version, (3, 13))
-]
-"""Those that this Python can import: all on 3.10 and 3.11."""
+VERSIONS = list(DISTRIBUTIONS)
+NEWEST_PYTHON = {"8.6.1": (3, 11), "10.3.0": (3, 12), "11.4.0.106": (3, 14)}
+"""The last Python that a version has a wheel for, where that is not 3.13."""
 
 # What every shared library may leave undefined; the rest is TensorRT's.
 _COMMON = re.compile(r"@|^(_ITM|__gmon|Py|_Py|_ZGT|pthread|dl|__cxa|__tls)")
@@ -39,6 +33,8 @@ _COMMON = re.compile(r"@|^(_ITM|__gmon|Py|_Py|_ZGT|pthread|dl|__cxa|__tls)")
 
 def bindings(version: str) -> Path:
     """Return a folder with ``tensorrt_bindings`` and, in ``libraries``, what it links to."""
+    newest = NEWEST_PYTHON.get(version, (3, 13))
+    assert sys.version_info[:2] <= newest, f"TensorRT {version} has no bindings for this Python"
     tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
     folder = cache_folder() / f"bindings-{version}-{tag}"
     if not folder.exists():
