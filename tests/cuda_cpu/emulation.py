@@ -28,6 +28,13 @@ class Conditional(NamedTuple):
     value: int
 
 
+class Span(NamedTuple):
+    """Bytes from the address ``start`` to before ``stop``."""
+
+    start: int
+    stop: int
+
+
 class Launched(NamedTuple):
     """What one launch did.
 
@@ -121,6 +128,26 @@ class EmulatedLauncher:
             raise EmulationError(f"{kernel.name}: {report.message.decode()}")
         self.launched.append(_launched(kernel, report))
 
+    def has(self, module: str, kernel: str) -> bool:
+        """Return whether a ``.cu`` file has a kernel of that name."""
+        self.load(module)
+        return bool(self._modules[module].cuda_cpu_parameters(kernel.encode()))
+
+    def touched(self, module: str) -> tuple[list[Span], list[Span]]:
+        """Return the bytes that the last launch of a module read, and those it wrote.
+
+        Atomics have written. In no order; not known in the build with ThreadSanitizer.
+        """
+        library = self._modules[module]
+        return _ranges(library, written=0), _ranges(library, written=1)
+
+
+def _ranges(library: ctypes.CDLL, *, written: int) -> list[Span]:
+    count = library.cuda_cpu_touched(written, None, 0)
+    ranges = (ctypes.c_uint64 * 2 * count)()
+    library.cuda_cpu_touched(written, ranges, count)
+    return [Span(first, end) for first, end in ranges]
+
 
 class _Shape(ctypes.Structure):
     _fields_ = (("grid", ctypes.c_uint32 * 3), ("block", ctypes.c_uint32 * 3))
@@ -155,6 +182,8 @@ def _library(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     library.cuda_cpu_parameters.restype = ctypes.POINTER(ctypes.c_size_t)
     library.cuda_cpu_launch.restype = None
+    library.cuda_cpu_touched.restype = ctypes.c_size_t
+    library.cuda_cpu_touched.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
     return library
 
 

@@ -15,7 +15,13 @@ import pytest
 
 from kernels.launch import Grid, Kernel
 from tests.cuda_cpu import build
-from tests.cuda_cpu.emulation import Conditional, EmulatedLauncher, EmulationError, Launched
+from tests.cuda_cpu.emulation import (
+    Conditional,
+    EmulatedLauncher,
+    EmulationError,
+    Launched,
+    Span,
+)
 
 FOLDER = Path(build.__file__).parent
 ORDERS: list[dict[str, Any]] = [
@@ -228,6 +234,31 @@ def test_bytes_are_counted_at_every_access_to_global_memory() -> None:
     assert launched.bytes_read == 64 * 16 + 8
     assert launched.bytes_written == 64 * 4 + 8
     assert launched.atomics == 1  # not those of shared memory
+
+
+def covered(spans: list[Span]) -> set[int]:
+    return {address for span in spans for address in range(span.start, span.stop)}
+
+
+def test_it_is_known_which_bytes_a_launch_touched() -> None:
+    toy = Toy("last_block_sums", words=2 + 37, given=np.arange(37))
+    toy.run((37, 1, 1), threads=64)
+    read, written = map(covered, toy.launcher.touched("toys"))
+    given, out = toy.given.ctypes.data, toy.out.ctypes.data
+    sums = set(range(out + 8, out + 4 * 39))
+    assert (
+        read == set(range(given, given + 4 * 37)) | sums
+    )  # the last block reads what others wrote
+    assert written == set(range(out, out + 4 * 39))  # the ticket by an atomic
+    toy = Toy("number_threads", words=32)
+    toy.run()
+    read, written = map(covered, toy.launcher.touched("toys"))
+    assert (read, len(written)) == (set(), 32 * 4)  # nothing is left of the launch before
+
+
+def test_a_module_knows_its_kernels() -> None:
+    launcher = EmulatedLauncher(folder=FOLDER)
+    assert launcher.has("toys", "number_threads") and not launcher.has("toys", "number")
 
 
 def test_conditionals_are_recorded_in_order() -> None:

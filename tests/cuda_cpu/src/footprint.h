@@ -6,14 +6,19 @@
 #include <cstring>
 #include <memory>
 #include <unordered_map>
+#include <vector>
 
 namespace cuda_cpu {
+
+struct Range {
+  std::uint64_t first, end;
+};
 
 #ifndef CUDA_CPU_TSAN
 
 class Footprint {
  public:
-  enum Mark : unsigned char { READ = 1, WRITTEN = 2 };
+  enum Mark : unsigned char { READ = 1, WRITTEN = 2, READ_FRESH = 4 };
 
   void clear() {
     if (pages_.size() > MOST_PAGES_KEPT) pages_.clear();
@@ -29,6 +34,21 @@ class Footprint {
     for (std::size_t k = 0; k < bytes; ++k) {
       found |= marks[k];
       marks[k] |= mark;
+    }
+    return found;
+  }
+
+  // Return the ranges, in no order, of which every byte has one of the marks.
+  std::vector<Range> ranges(unsigned marks) const {
+    std::vector<Range> found;
+    for (const auto& [number, page] : pages_) {
+      if (page->launch != launch_) continue;
+      for (std::size_t k = 0; k < PAGE; ++k) {
+        if (!(page->marks[k] & marks)) continue;
+        const std::size_t first = k;
+        while (k < PAGE && page->marks[k] & marks) ++k;
+        found.push_back({number * PAGE + first, number * PAGE + k});
+      }
     }
     return found;
   }
@@ -60,9 +80,10 @@ class Footprint {
 
 // ThreadSanitizer would take the table's own memory for a race; races it finds by itself.
 struct Footprint {
-  enum Mark : unsigned char { READ = 1, WRITTEN = 2 };
+  enum Mark : unsigned char { READ = 1, WRITTEN = 2, READ_FRESH = 4 };
   void clear() {}
   unsigned char mark(const void*, std::size_t, Mark) { return 0; }
+  std::vector<Range> ranges(unsigned) const { return {}; }
 };
 
 #endif

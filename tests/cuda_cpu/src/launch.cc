@@ -1,9 +1,12 @@
 #include "launch.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <mutex>
 #include <vector>
 
+#include "footprint.h"
+#include "memory.h"
 #include "registry.h"
 #include "scheduler.h"
 
@@ -56,4 +59,14 @@ void cuda_cpu_launch(const char* kernel, const cuda_cpu_shape* shape,
   if (!problem.empty()) return;
   const std::lock_guard lock(cuda_cpu::one_launch);
   cuda_cpu::run(entry->call, arguments, *shape, *options, *report);
+}
+
+size_t cuda_cpu_touched(int written, uint64_t (*ranges)[2], size_t room) {
+  const std::lock_guard lock(cuda_cpu::one_launch);
+  const auto found = written ? cuda_cpu::ranges_written() : cuda_cpu::ranges_read();
+  for (size_t k = 0; k < std::min(room, found.size()); ++k) {
+    ranges[k][0] = found[k].first;
+    ranges[k][1] = found[k].end;
+  }
+  return found.size();
 }

@@ -37,6 +37,12 @@ void check_global(const char* kind, const Access& access) {
 
 void begin_accesses() { footprint.clear(); }
 
+std::vector<Range> ranges_read() {
+  return footprint.ranges(Footprint::READ | Footprint::READ_FRESH);
+}
+
+std::vector<Range> ranges_written() { return footprint.ranges(Footprint::WRITTEN); }
+
 void before_read(const Access& access) {
   check_global("read", access);
   report().bytes_read += access.bytes;
@@ -47,6 +53,7 @@ void before_read(const Access& access) {
 void before_read_fresh(const Access& access) {
   check_global("read_fresh", access);
   report().bytes_read += access.bytes;
+  footprint.mark(access.address, access.bytes, Footprint::READ_FRESH);
   looked(access.where);
   may_give_way();
 }

@@ -2,10 +2,13 @@
 #pragma once
 
 #include <cstddef>
+#include <vector>
 
 #include "location.h"
 
 namespace cuda_cpu {
+
+struct Range;  // footprint.h
 
 struct Access {
   const void* address;
@@ -21,5 +24,9 @@ void fence();
 
 // Forget what the launch before has touched.
 void begin_accesses();
+
+// What the last launch has read, in any way, and written; atomics have written.
+std::vector<Range> ranges_read();
+std::vector<Range> ranges_written();
 
 }  // namespace cuda_cpu
