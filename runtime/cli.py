@@ -26,6 +26,7 @@ class Verb(NamedTuple):
 VERBS = {
     "bench": Verb("runtime.bench", "Measure a cascade against its models alone."),
     "run": Verb("runtime.run", "Classify image files, folders or an npz; JSON Lines out."),
+    "verify": Verb("runtime.verify", "Check kernels, plans and launch modes on a GPU."),
     "record": Verb("calibration.record", "Store the logits of a model for a data set."),
     "threshold": Verb("calibration.threshold", "Choose thresholds and certify the accuracy drop."),
     "search": Verb("calibration.search", "Search the best cascade of a pool of models."),

@@ -186,6 +186,15 @@ class Engine:
                 raise self.runtime.failure(f"plan {self.name}: profile {profile}")
             return Context(self, native, bucket)
 
+    def layers(self) -> str:
+        """Return what the engine inspector says of every layer, as JSON: its precision among it.
+
+        A plan that was built without detailed profiling only names its layers.
+        """
+        kind = self.runtime.module.LayerInformationFormat.JSON
+        with self.device.active():
+            return str(self.native.create_engine_inspector().get_engine_information(kind))
+
     def close(self) -> None:
         """Free the engine, after all its contexts; a second call does nothing."""
         self.native = None

@@ -10,11 +10,12 @@ from typing import Any
 import click
 from rich.console import Console
 
-from runtime.bundle import demo_folder, load_bundle
+from runtime.bundle import demo_folder, load_bundle, replacing
 from runtime.devices import GpuOptions, Opened, open_gpu
 from runtime.environment import refuse_foreign_packages
 from runtime.errors import InputError
 from runtime.selfcheck import Check, run_checks
+from runtime.tensorrt_engine import Engine
 from runtime.terminal import Command
 
 
@@ -34,6 +35,11 @@ from runtime.terminal import Command
     type=click.Choice(["tensorrt", "tensorrt_rtx"]),
     help="What built the plans.",
 )
+@click.option(
+    "--layers",
+    type=click.Path(path_type=Path),
+    help="Write what TensorRT's inspector says of each plan's layers, their precision, to a file.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")
 def main(bundle: Path | None, as_json: bool, **options: Any) -> None:
     """Check kernels, plans and launch modes of BUNDLE on a GPU.
@@ -52,7 +58,14 @@ def main(bundle: Path | None, as_json: bool, **options: Any) -> None:
 
 
 def verify(
-    folder: Path, *, device: str, batch: int, forms: str | None, library: Any, as_json: bool
+    folder: Path,
+    *,
+    device: str,
+    batch: int,
+    forms: str | None,
+    library: Any,
+    layers: Path | None,
+    as_json: bool,
 ) -> int:
     """Run all checks and show them; return the exit status."""
     if not device.startswith("cuda"):
@@ -66,6 +79,8 @@ def verify(
         for check in run_checks(opened):
             checks.append(check)
             _show(console, check)
+        if layers is not None:
+            _write_layers(opened, layers)
     failed = sum(not check.passed for check in checks)
     console.print(f"{len(checks) - failed} passed, {failed} failed")
     if as_json:
@@ -86,6 +101,15 @@ def _report(opened: Opened, checks: list[Check]) -> dict[str, Any]:
         "forms": "/".join(opened.forms),
         "checks": [{**check._asdict(), "passed": check.passed} for check in checks],
     }
+
+
+def _write_layers(opened: Opened, path: Path) -> None:
+    engines = [Engine(plan, opened.device) for plan in opened.plans]
+    described = {engine.name: json.loads(engine.layers()) for engine in engines}
+    for engine in engines:
+        engine.close()
+    with replacing(path) as stream:
+        stream.write(json.dumps(described, indent=2).encode())
 
 
 def _version(opened: Opened) -> str:
