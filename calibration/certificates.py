@@ -252,8 +252,10 @@ def _walk(drops: Iterable[Drops], *, epsilon: float, delta: float, method: Metho
     for point in drops:
         if last is not None and len(point) != len(last):
             raise ValueError(f"drops: expected {len(last)} samples at each point, got {len(point)}")
+        # Most steps of a path change no drop, and the same drops pass again.
+        again = last is not None and np.array_equal(point, last)
         last = point
-        if not passes(point, epsilon=epsilon, delta=delta, method=method):
+        if not again and not passes(point, epsilon=epsilon, delta=delta, method=method):
             return _Walked(passed, last)
         passed += 1
     if last is None:

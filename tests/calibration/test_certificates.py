@@ -69,6 +69,19 @@ def test_path_is_not_read_past_the_first_failure():
     assert taken == [0, 1, 2]
 
 
+def test_points_with_the_drops_of_the_one_before_are_not_tested_again(monkeypatch):
+    tested = []
+
+    def watched(drops, **claim):
+        tested.append(int(drops.sum()))
+        return passes(drops, **claim)
+
+    monkeypatch.setattr("calibration.certificates.passes", watched)
+    path = points(0, 0, 2, 2, 0, 300, 300)
+    assert certify_path(path, **CLAIM) == 4
+    assert tested == [0, 2, 0, 300]
+
+
 def test_path_may_hold_wide_integers_and_negative_drops():
     helped = np.zeros(2000, np.int32)
     helped[::10] = -1
