@@ -1,7 +1,9 @@
 """Which cascade of a pool is cheapest at a given claim: estimates on the selection split.
 
 Every cascade is screened first: its path is walked with a normal approximation in place of the
-exact test, which takes a millisecond. The best of them are then forecast by resampling.
+exact test, which takes a fraction of a millisecond. The best of them are then forecast by
+resampling, with the exact test. Intervals come from a paired bootstrap: the selection samples are
+drawn anew, the same ones for every cascade, and each cascade is screened on them.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import NormalDist
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -17,15 +19,24 @@ import numpy.typing as npt
 
 from calibration.certificates import Forecast, forecast
 from calibration.costs import Costs
+from calibration.curves import Curve, Gate, Margin, Points, Weights, first_kept_point
 from calibration.errors import CertificationRefused
 from calibration.recorded import Claim
 from kernels import reference
 from runtime.schema import ThresholdPath
+from runtime.simulation import Simulation
 
 OFFSETS = tuple(float(offset) for offset in np.arange(-3.0, 3.25, 0.25))
-"""Of a second gate against the first, in logits of the threshold."""
+"""Of a later gate against the first, in logits of the threshold."""
+EXHAUSTIVE = 3
+"""Stages up to which all cascades are tried; longer ones grow from the best that are shorter."""
+BEAM = 10
+"""How many of the best cascades of one length grow by a stage."""
+BOOTSTRAP_SEED = 0
+INTERVAL = (0.025, 0.975)
 
-Points = npt.NDArray[np.int64]
+Float64 = npt.NDArray[np.float64]
+Chain = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -46,22 +57,38 @@ class Pool:
     labels: npt.NDArray[np.int32]
     large: str
 
+    @cached_property
+    def right(self) -> Mapping[str, npt.NDArray[np.bool_]]:
+        """Where each model alone is right, bool [n]."""
+        return {name: self._label(name) == self.labels for name in self.logits}
+
+    def accuracy(self, name: str) -> float:
+        """Return the accuracy of a model alone."""
+        return float(self.right[name].mean())
+
+    def _label(self, name: str) -> npt.NDArray[np.int32]:
+        return reference.softmax(self.logits[name]).label
+
 
 class Candidate(NamedTuple):
     """A cascade with the path that costs least by the screen, and that cost per sample."""
 
-    names: tuple[str, ...]
+    names: Chain
     path: ThresholdPath
     cost: float
 
 
 class Estimate(NamedTuple):
-    """A candidate's forecast; ``costs`` per sample are at the forecast's quantile levels."""
+    """A candidate's forecast; ``costs`` per sample are at the forecast's quantile levels.
 
-    names: tuple[str, ...]
+    ``accuracy`` is on the selection split, at the thresholds of the median.
+    """
+
+    names: Chain
     path: ThresholdPath
     forecast: Forecast
     costs: tuple[float, ...]
+    accuracy: float
 
     @property
     def median(self) -> int:
@@ -84,29 +111,35 @@ class Estimate(NamedTuple):
         return self.forecast.escalation_rates[self.median]
 
 
-class Curve(NamedTuple):
-    """A cascade along a path.
+class Interval(NamedTuple):
+    """A 95 % interval of the paired bootstrap."""
 
-    Attributes
-    ----------
-    drop, changed
-        f64 [points], mean of D and of its magnitude.
-    rates
-        f64 [points, gates], share of all samples that each gate sends on.
-    """
-
-    drop: npt.NDArray[np.float64]
-    changed: npt.NDArray[np.float64]
-    rates: npt.NDArray[np.float64]
+    low: float
+    high: float
 
 
-def chains(pool: Pool, costs: Costs, lengths: Sequence[int]) -> Iterator[tuple[str, ...]]:
-    """Yield every sequence of models of rising cost that ends in the large one."""
+def cheaper(pool: Pool, costs: Costs) -> list[str]:
+    """Return the models that alone cost less than the large one, cheapest first."""
     limit = costs.alone(pool.large)
-    savers = sorted((name for name in pool.logits if costs.alone(name) < limit), key=costs.alone)
-    for length in lengths:
-        for chosen in itertools.combinations(savers, length - 1):
-            yield (*chosen, pool.large)
+    return sorted((name for name in pool.logits if costs.alone(name) < limit), key=costs.alone)
+
+
+def chains(savers: Sequence[str], large: str, length: int) -> Iterator[Chain]:
+    """Yield all cascades of ``length`` stages, in every order, that end in the large model."""
+    for chosen in itertools.permutations(savers, length - 1):
+        yield (*chosen, large)
+
+
+def grown(shorter: Sequence[Chain], savers: Sequence[str]) -> list[Chain]:
+    """Return every cascade that one of ``shorter`` becomes by one more saver, anywhere in it."""
+    longer = {
+        (*chain[:place], saver, *chain[place:]): None
+        for chain in shorter
+        for saver in savers
+        if saver not in chain
+        for place in range(len(chain))
+    }
+    return list(longer)
 
 
 @dataclass
@@ -125,104 +158,81 @@ class Screen:
     size: int
     offsets: Sequence[float] = OFFSETS
     _kept: dict[tuple[str, float], Points] = field(default_factory=dict)
-    _drops: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
 
-    def best(self, names: tuple[str, ...]) -> Candidate:
-        """Return the candidate of least cost for these stages; of equal ones the least offsets."""
-        gates = len(names) - 1
-        vectors = itertools.product((0.0,), *[sorted(self.offsets, key=abs)] * (gates - 1))
-        candidates = (self._at(names, offsets) for offsets in vectors)
-        return min(candidates, key=lambda candidate: candidate.cost)
+    def best(self, names: Chain) -> Candidate:
+        """Return the candidate of least cost for these stages; of equal ones the least offsets.
 
-    def _at(self, names: tuple[str, ...], offsets: tuple[float, ...]) -> Candidate:
+        With one gate after the first all offsets are tried, with more one gate after the other
+        until none lowers the cost.
+        """
+        best = self._at(names, (0.0,) * (len(names) - 1))
+        while True:
+            before = best.cost
+            for gate in range(1, len(names) - 1):
+                best = self._best_of_gate(best, gate)
+            if len(names) <= EXHAUSTIVE or best.cost >= before:
+                return best
+
+    def resampled(self, candidate: Candidate, weights: Weights) -> Float64:
+        """Return the candidate's cost on each resampled split, f64 [draws].
+
+        Parameters
+        ----------
+        weights
+            i64 [draws, n], how often each selection sample was drawn.
+        """
+        return self._costs(candidate.names, candidate.path, weights)
+
+    def _best_of_gate(self, best: Candidate, gate: int) -> Candidate:
+        given = best.path.offsets
+        vectors = [
+            (*given[:gate], offset, *given[gate + 1 :]) for offset in sorted(self.offsets, key=abs)
+        ]
+        return min([best, *(self._at(best.names, v) for v in vectors)], key=lambda c: c.cost)
+
+    def _at(self, names: Chain, offsets: tuple[float, ...]) -> Candidate:
         path = ThresholdPath(offsets=offsets)
-        savers = names[:-1]
-        first_kept = [self._first_kept(*gate) for gate in zip(savers, offsets, strict=True)]
-        walked = curve(first_kept, [self._drop(name) for name in savers], path.points + 1)
-        point = last_within(walked, self.claim, self.size)
-        return Candidate(names, path, self.costs.cascade(names, walked.rates[point].tolist()))
+        once = np.ones((1, len(self.pool.labels)), np.int64)
+        return Candidate(names, path, float(self._costs(names, path, once)[0]))
+
+    def _costs(self, names: Chain, path: ThresholdPath, weights: Weights) -> Float64:
+        walked = self._curve(names, path)
+        point = walked.last_within(weights, self._margin)
+        return self.costs.cascade(names, walked.rates(weights, point))
+
+    def kept_at_once(self, name: str) -> tuple[float, bool]:
+        """Return which share of its samples a saver keeps below threshold 1, and if that passes."""
+        walked = self._curve((name, self.pool.large), ThresholdPath())
+        once = np.ones((1, len(self.pool.labels)), np.int64)
+        kept = 1 - float(walked.rates(once, np.array([1]))[0, 0])
+        return kept, int(walked.last_within(once, self._margin)[0]) > 0
+
+    def _curve(self, names: Chain, path: ThresholdPath) -> Curve:
+        gates = [
+            Gate(self._first_kept(name, offset), self._drops[name])
+            for name, offset in zip(names[:-1], path.offsets, strict=True)
+        ]
+        return Curve(gates, path.points + 1)
 
     def _first_kept(self, name: str, offset: float) -> Points:
         key = (name, offset)
         if key not in self._kept:
             thresholds = ThresholdPath(offsets=(offset,)).vectors()[:, 0]
-            total = reference.softmax(self.pool.logits[name]).total
-            self._kept[key] = first_kept_point(total, thresholds)
+            self._kept[key] = first_kept_point(self._totals[name], thresholds)
         return self._kept[key]
 
-    def _drop(self, name: str) -> npt.NDArray[np.float64]:
-        if name not in self._drops:
-            self._drops[name] = self._right(self.pool.large) - self._right(name)
-        return self._drops[name]
+    @cached_property
+    def _margin(self) -> Margin:
+        return Margin(self.claim.epsilon, self.claim.delta, self.size)
 
-    def _right(self, name: str) -> npt.NDArray[np.float64]:
-        right: npt.NDArray[np.bool_] = (
-            reference.softmax(self.pool.logits[name]).label == self.pool.labels
-        )
-        return right.astype(np.float64)
+    @cached_property
+    def _totals(self) -> dict[str, Float64]:
+        return {name: reference.softmax(z).total for name, z in self.pool.logits.items()}
 
-
-def first_kept_point(total: npt.NDArray[np.float64], thresholds: npt.NDArray[np.float32]) -> Points:
-    """Return the first point of a falling path at which each row is kept, or their number.
-
-    Parameters
-    ----------
-    total
-        f64 [n], of `kernels.reference.softmax`.
-    thresholds
-        f32 [points], none above the one before it: a row that is kept stays kept.
-    """
-    low = np.zeros(len(total), np.int64)
-    high = np.full(len(total), len(thresholds))
-    while (low < high).any():
-        middle = (low + high) // 2
-        # Where low meets high, middle may be past the end; the result is then not used.
-        limit = thresholds[np.minimum(middle, len(thresholds) - 1)].astype(np.float64)
-        kept = reference.accept(total, limit)
-        searching = low < high
-        high = np.where(searching & kept, middle, high)
-        low = np.where(searching & ~kept, middle + 1, low)
-    return low
-
-
-def curve(
-    first_kept: Sequence[Points], drops: Sequence[npt.NDArray[np.float64]], points: int
-) -> Curve:
-    """Return a cascade's drop and escalation along a path.
-
-    Parameters
-    ----------
-    first_kept
-        i64 [n] per gate, the first point at which it keeps each sample.
-    drops
-        f64 [n] per gate, D of each sample if the stage before the gate answers it.
-    """
-    n = len(first_kept[0])
-    answered = np.full(n, points)
-    change, changed = np.zeros(points + 1), np.zeros(points + 1)
-    kept = []
-    for first, drop in zip(first_kept, drops, strict=True):
-        # A stage answers from its gate's first point on, until a stage before it takes over.
-        answers = first < answered
-        for place, sign in ((first[answers], 1), (answered[answers], -1)):
-            change += sign * np.bincount(place, drop[answers], points + 1)
-            changed += sign * np.bincount(place, np.abs(drop[answers]), points + 1)
-        answered = np.minimum(answered, first)
-        kept.append(np.cumsum(np.bincount(answered, minlength=points + 1))[:points])
-    rates: npt.NDArray[np.float64] = 1 - np.stack(kept, axis=1) / n
-    return Curve(np.cumsum(change)[:points] / n, np.cumsum(changed)[:points] / n, rates)
-
-
-def last_within(walked: Curve, claim: Claim, size: int) -> int:
-    """Return the last point before the first whose drop, plus a margin, exceeds epsilon.
-
-    The margin is that of a normal approximation at level delta for ``size`` samples.
-    """
-    variance = np.maximum(walked.changed - walked.drop**2, 0.0)
-    margin = NormalDist().inv_cdf(1 - claim.delta) * np.sqrt(variance / size)
-    exceeds = np.flatnonzero(walked.drop + margin > claim.epsilon)
-    # Point 0 escalates every sample, so its drop is 0.
-    return int(exceeds[0]) - 1 if len(exceeds) else len(walked.drop) - 1
+    @cached_property
+    def _drops(self) -> dict[str, npt.NDArray[np.int8]]:
+        right = {name: hits.astype(np.int8) for name, hits in self.pool.right.items()}
+        return {name: right[self.pool.large] - hits for name, hits in right.items()}
 
 
 def rank(
@@ -250,11 +260,26 @@ def rank(
     return sorted(estimates, key=lambda estimate: estimate.cost)
 
 
+def resampling_weights(n: int, draws: int) -> Weights:
+    """Return how often each of n samples is drawn, i64 [draws, n], n with replacement."""
+    rng = np.random.default_rng(BOOTSTRAP_SEED)
+    return rng.multinomial(n, np.full(n, 1 / n), size=draws)
+
+
+def intervals(values: Float64) -> list[Interval]:
+    """Return the 95 % interval of each column of f64 [draws, candidates]."""
+    if values.shape[1] == 0:
+        return []
+    low, high = np.quantile(values, INTERVAL, axis=0)
+    return [Interval(float(a), float(b)) for a, b in zip(low, high, strict=True)]
+
+
 def _forecast(screen: Screen, candidate: Candidate, draws: int) -> Estimate | None:
     pool, claim = screen.pool, screen.claim
+    logits = [pool.logits[name] for name in candidate.names]
     try:
         found = forecast(
-            [pool.logits[name] for name in candidate.names],
+            logits,
             pool.labels,
             candidate.path,
             n=screen.size,
@@ -265,5 +290,8 @@ def _forecast(screen: Screen, candidate: Candidate, draws: int) -> Estimate | No
         )
     except CertificationRefused:
         return None
-    costs = tuple(screen.costs.cascade(candidate.names, rates) for rates in found.escalation_rates)
-    return Estimate(candidate.names, candidate.path, found, costs)
+    costs = screen.costs.cascade(candidate.names, np.array(found.escalation_rates))
+    thresholds = found.thresholds[found.levels.index(0.5)]
+    drop = Simulation(logits, pool.labels).drops(thresholds).mean()
+    accuracy = pool.accuracy(pool.large) - float(drop)
+    return Estimate(candidate.names, candidate.path, found, tuple(costs.tolist()), accuracy)

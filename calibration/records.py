@@ -123,6 +123,7 @@ def load_records(folder: Path, stages: Sequence[Stage]) -> list[Record]:
     records = [_load_of_stage(folder, stage) for stage in stages]
     first = records[0]
     for record in records[1:]:
+        _check_classes(folder, first, record)
         if (record.meta.data_sha256, record.logits.shape) != (
             first.meta.data_sha256,
             first.logits.shape,
@@ -184,6 +185,15 @@ def _load_of_stage(folder: Path, stage: Stage) -> Record:
             "Record it again: python -m calibration.record --help"
         )
     return record
+
+
+def _check_classes(folder: Path, first: Record, other: Record) -> None:
+    counts = first.logits.shape[1], other.logits.shape[1]
+    if first.meta.data_sha256 == other.meta.data_sha256 and counts[0] != counts[1]:
+        raise CalibrationError(
+            f"{folder}: {first.meta.model} knows {counts[0]} classes, {other.meta.model} "
+            f"{counts[1]}: no cascade can be made of both. Take one of them out of the pool."
+        )
 
 
 def _extent(record: Record) -> str:

@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import click
+import onnxruntime
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from calibration.assembly import Caption, Parts, write_bundle
 from calibration.bounds import METHODS, Method
-from calibration.costs import Costs, MacCosts, TimeCosts, batch_sizes, host_runs, measure_seconds
+from calibration.budget import FILE_NAME, Budget
+from calibration.candidates import Selection, load_selection, names_of
+from calibration.cost_table import CostTable, ModelCosts, load_table, save_table
+from calibration.costs import Costs, MacCosts, batch_sizes
+from calibration.energy import open_meter
 from calibration.errors import CalibrationError
-from calibration.pool import Card, load_pool
-from calibration.ranking import Candidate, Estimate, Pool, Screen, chains, rank
+from calibration.finals import Jury, best_certified, write_certified
+from calibration.ranking import Estimate
 from calibration.recorded import Claim
-from calibration.records import Data, Record, load_data, load_records, refuse_held_out
+from calibration.records import Data, load_data
+from calibration.saver_search import Found, Plan, SaverSearch
+from calibration.search_report import show, summary
+from calibration.timings import host_runs, measure_joules, measure_seconds
 from runtime.schema import Setting
 from runtime.session import available_threads
 from runtime.terminal import Command, progress_bar
 
-LABEL = "selection estimates, not certified"
-ROUNDS = 30
-"""Timed runs of each model and batch size."""
+ROUNDS = {"time": 30, "joules": 3}
+"""Turns of each model and batch size."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,9 @@ class Request:
     epsilon: float
     delta: float
     method: Method
+    device: str
     cost: str
+    costs: Path | None
     stages: str
     batch: int
     size: int
@@ -49,18 +57,43 @@ class Request:
     threads: int
     write: Path | None
     data: Path | None
+    certify_top: int
+    certify_records: Path | None
+    certify_data: Path | None
+    budget: Path | None
     name: str | None
     description: str | None
     labels: str | None
     colour: str | None
     as_json: bool
 
+    def __post_init__(self) -> None:
+        """Refuse options that miss others."""
+        if self.write and self.data is None:
+            raise click.UsageError("--write needs --data FILE: golden samples and provenance.")
+        if self.certify_top and not (self.write and self.certify_records and self.certify_data):
+            raise click.UsageError(
+                "--certify-top needs --write, --certify-records and --certify-data."
+            )
+        if self.device != "cpu":
+            raise click.UsageError(
+                f"--device {self.device}: costs are measured on the CPU only. For another device "
+                "pass --costs FILE with what was measured there; docs/formats.md has its form."
+            )
+
     @property
-    def lengths(self) -> tuple[int, ...]:
-        """How many stages a cascade may have."""
-        lengths = tuple(self.stages.split(","))
-        if not lengths or not set(lengths) <= {"2", "3"}:
-            raise CalibrationError(f"--stages: expected 2, 3 or 2,3, got {self.stages!r}.")
+    def plan(self) -> Plan:
+        """What is searched."""
+        claim = Claim(self.epsilon, self.delta, self.method)
+        return Plan(claim, self.size, self._lengths, self.finalists, self.draws)
+
+    @property
+    def _lengths(self) -> tuple[int, ...]:
+        lengths = self.stages.split(",")
+        if not all(length.isdecimal() and int(length) >= 2 for length in lengths):
+            raise CalibrationError(
+                f"--stages: expected numbers from 2 up by commas, as 2,3, got {self.stages!r}."
+            )
         return tuple(sorted({int(length) for length in lengths}))
 
     @property
@@ -69,17 +102,16 @@ class Request:
         labels = tuple(self.labels.split(",")) if self.labels else None
         return Caption(self.name, self.description, labels, self.colour)
 
-
-@dataclass(frozen=True)
-class Found:
-    """What the search found: cascades that cost less than the large model alone, best first."""
-
-    cards: dict[str, Card]
-    record: Record
-    costs: Costs
-    large: str
-    screened: int
-    ranking: list[Estimate]
+    def jury(self, folder: Path) -> Jury:
+        """Return what certifies the best cascades."""
+        beside = folder / FILE_NAME
+        budget = self.budget or (beside if beside.exists() else None)
+        return Jury(
+            cast("Path", self.certify_records),
+            load_data(cast("Path", self.certify_data)),
+            self.plan.claim,
+            Budget(budget) if budget else None,
+        )
 
 
 _PATH = click.Path(path_type=Path)
@@ -90,7 +122,7 @@ _COUNT = click.IntRange(1)
 @click.command(
     cls=Command,
     epilog="Example: python -m calibration.search --pool zoo/fashion/models --large large "
-    "--records records/selection --write zoo/fashion --data zoo/fashion/data/selection.npz",
+    "--records records/selection --write my-bundle --data zoo/fashion/data/selection.npz",
 )
 @click.option("--pool", type=_PATH, required=True, help="Folder of model cards.")
 @click.option("--large", required=True, help="The model whose accuracy is to be kept.")
@@ -98,14 +130,24 @@ _COUNT = click.IntRange(1)
 @click.option("--epsilon", type=_UNIT, default=0.005, show_default=True, help="Largest drop.")
 @click.option("--delta", type=_UNIT, default=0.0125, show_default=True, help="Chance to be wrong.")
 @click.option("--method", type=click.Choice(METHODS), default="wsr", show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="Where costs are measured.")
 @click.option(
     "--cost",
-    type=click.Choice(["time", "macs"]),
+    type=click.Choice(["time", "macs", "joules"]),
     default="time",
     show_default=True,
-    help="Rank by measured time of the inference sessions, or by multiply-accumulates.",
+    help="Rank by measured time or energy of the inference sessions, or by multiply-accumulates.",
 )
-@click.option("--stages", default="2,3", show_default=True, help="Stages a cascade may have.")
+@click.option(
+    "--costs", type=_PATH, help="File of measured costs: read if it is there, else written."
+)
+@click.option(
+    "--stages",
+    default="2,3",
+    show_default=True,
+    help="Stages a cascade may have. Up to 3 all are tried, in every order; longer ones grow from "
+    "the ten best that are a stage shorter.",
+)
 @click.option("--batch", type=_COUNT, default=32, show_default=True, help="Samples per batch.")
 @click.option(
     "--certificate-size",
@@ -122,28 +164,41 @@ _COUNT = click.IntRange(1)
 @click.option("--threads", type=_COUNT, default=available_threads, help="[default: all]")
 @click.option("--write", type=_PATH, help="Make this folder a bundle of the winner; needs --data.")
 @click.option("--data", type=_PATH, help="The selection data: golden samples and provenance.")
+@click.option(
+    "--certify-top",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Certify so many of the best, each at delta divided by their number, and write the "
+    "cheapest that passes. 0: certify later, with calibration.threshold.",
+)
+@click.option("--certify-records", type=_PATH, help="Of the certifying split, all models.")
+@click.option("--certify-data", type=_PATH, help="The certifying data, which decided nothing.")
+@click.option("--budget", type=_PATH, help=f"[default: {FILE_NAME} in the written bundle, if any]")
 @click.option("--name", help="Of the bundle. [default: as before, or its folder's]")
 @click.option("--description", help="Of the bundle. [default: as before]")
 @click.option("--labels", help="Names of the classes, by commas. [default: as before, or numbers]")
 @click.option(
     "--colour", type=click.Choice(["grey", "rgb", "bgr"]), help="Of frames. [default: by channels]"
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the ranking as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything found as JSON.")
 def main(**options: Any) -> None:
-    """Rank all cascades of two or three stages that end in the large model.
+    """Rank the cascades of a pool that end in its large model, by what they cost on this device.
 
-    A second gate's offset is chosen, and each cascade's certified point is estimated, on the
-    selection split alone: the ranking is an estimate, no certificate. The winner is then certified
-    on samples of its own by python -m calibration.threshold.
+    Offsets between gates are chosen, and each cascade's certified point is estimated, on the
+    selection split alone: the ranking is an estimate, no certificate. The first saver is costed at
+    the full batch, each later model at the batches that escalation leaves it. The winner is then
+    certified on samples of its own, by --certify-top or by python -m calibration.threshold.
+    Beside it stand the single models' static front and the score of the paper (TinySaver).
     """
     request = Request(**options)
-    data = _load_data(request)
+    data = load_data(request.data) if request.write and request.data else None
     found = search(request, data)
     if request.as_json:
-        click.echo(json.dumps(_summary(found), indent=2))
+        click.echo(json.dumps(summary(found), indent=2))
     else:
-        _show(Console(), found)
-    if request.write and data and found.ranking:
+        show(Console(), found)
+    if request.write and data and found.paying:
         _write(request, request.write, found, data)
 
 
@@ -158,155 +213,92 @@ def search(request: Request, data: Data | None = None) -> Found:
     Raises
     ------
     CalibrationError
-        When cards or records are missing, damaged, or do not fit together.
+        When cards, records, costs or options are missing, damaged, or do not fit together.
     """
-    lengths = request.lengths
-    cards = load_pool(request.pool)
-    if request.large not in cards:
-        raise CalibrationError(
-            f"{request.pool}: no model {request.large!r}; it has {', '.join(cards)}."
-        )
-    records = load_records(request.records, [card.stage() for card in cards.values()])
-    pool = _pool(request, cards, records)
-    if data and data.sha256 != records[0].meta.data_sha256:
+    plan = request.plan
+    selection = load_selection(request.pool, request.large, request.records)
+    if data and data.sha256 != selection.data_sha256:
         raise CalibrationError(
             f"{request.data}: expected the data of the records (sha256 "
-            f"{records[0].meta.data_sha256[:12]}...), got {data.sha256[:12]}..."
+            f"{selection.data_sha256[:12]}...), got {data.sha256[:12]}..."
         )
     with progress_bar() as progress:
-        costs = _costs(request, cards, progress)
-        claim = Claim(request.epsilon, request.delta, request.method)
-        screen = Screen(pool, costs, claim, request.size)
-        task = progress.add_task("screen", total=None)
-        candidates = []
-        for names in chains(pool, costs, lengths):
-            candidates.append(screen.best(names))
-            progress.advance(task)
-        finalists = _finalists(candidates, costs.alone(request.large), request.finalists)
-        task = progress.add_task("forecast", total=len(finalists))
-        ranking = rank(
-            screen, finalists, draws=request.draws, advance=lambda: progress.advance(task)
-        )
-    paying = [item for item in ranking if item.cost < costs.alone(request.large)]
-    return Found(cards, records[0], costs, request.large, len(candidates), paying)
+        costs = _costs(request, selection, progress)
+        return SaverSearch(selection, costs, plan, progress).run()
 
 
-def _load_data(request: Request) -> Data | None:
-    if request.write and request.data is None:
-        raise click.UsageError("--write needs --data FILE: golden samples and provenance.")
-    return load_data(request.data) if request.write and request.data else None
-
-
-def _pool(request: Request, cards: dict[str, Card], records: Sequence[Record]) -> Pool:
-    refuse_held_out(records[0], use="The search")
-    labels = records[0].labels
-    if labels is None:
-        raise CalibrationError(
-            f"{request.records}: the search needs labels, the records have none."
-        )
-    logits = {name: record.logits for name, record in zip(cards, records, strict=True)}
-    return Pool(logits, labels, request.large)
-
-
-def _costs(request: Request, cards: dict[str, Card], progress: Progress) -> Costs:
+def _costs(request: Request, selection: Selection, progress: Progress) -> Costs:
+    cards = {name: selection.cards[name] for name in selection.pool.logits}
     if request.cost == "macs":
         return MacCosts({name: card.macs for name, card in cards.items()})
-    task = progress.add_task("timing", total=ROUNDS)
-    seconds = measure_seconds(
-        dict(host_runs(request.pool, cards, threads=request.threads)),
-        batch_sizes(request.batch),
-        rounds=ROUNDS,
-        advance=lambda: progress.advance(task),
+    if request.costs and request.costs.exists():
+        return load_table(request.costs, cards, unit=request.cost, batch=request.batch).costs()
+    table = _measured(request, selection, progress)
+    if request.costs:
+        save_table(request.costs, table)
+    return table.costs()
+
+
+def _measured(request: Request, selection: Selection, progress: Progress) -> CostTable:
+    unit = cast('Literal["time", "joules"]', request.cost)
+    meter = open_meter() if unit == "joules" else None
+    cards = {name: selection.cards[name] for name in selection.pool.logits}
+    runs = dict(host_runs(request.pool, cards, threads=request.threads))
+    sizes, rounds = batch_sizes(request.batch), ROUNDS[unit]
+    task = progress.add_task(f"measuring {unit}", total=rounds)
+
+    def advance() -> None:
+        progress.advance(task)
+
+    if meter is None:
+        costs = measure_seconds(runs, sizes, rounds=rounds, advance=advance)
+    else:
+        costs = measure_joules(runs, sizes, meter, rounds=rounds, advance=advance)
+        meter.close()
+    models = {
+        name: ModelCosts(sha256=cards[name].sha256, by_size=by_size)
+        for name, by_size in costs.items()
+    }
+    device = (
+        f"{platform.machine()} CPU, {request.threads} threads, "
+        f"ONNX Runtime {onnxruntime.__version__}" + (f", {meter.name}" if meter else "")
     )
-    return TimeCosts(seconds, request.batch)
-
-
-def _finalists(candidates: Sequence[Candidate], limit: float, most: int) -> list[Candidate]:
-    paying = [candidate for candidate in candidates if candidate.cost < limit]
-    return sorted(paying, key=lambda candidate: candidate.cost)[:most]
+    return CostTable(unit=unit, device=device, batch=request.batch, models=models)
 
 
 def _write(request: Request, folder: Path, found: Found, data: Data) -> None:
-    winner = found.ranking[0]
-    cards = [found.cards[name] for name in winner.names]
-    parts = Parts(request.pool, cards, data, found.record.logits.shape[1])
-    setting = Setting(thresholds=winner.thresholds, path=winner.path)
-    write_bundle(folder, parts, setting, request.caption, threads=request.threads)
+    winner = found.paying[0]
+    if not request.certify_top:
+        _write_bundle(request, folder, found, data, winner)
+        click.echo(
+            f"{folder}: {names_of(winner.names)}, not certified yet: "
+            f"python -m calibration.threshold {folder} --help",
+            err=True,
+        )
+        return
+    jury = request.jury(folder)
+    winner, certificate = best_certified(
+        found.paying[: request.certify_top],
+        found.costs,
+        jury,
+        lambda place, estimate: _write_bundle(request, place, found, data, estimate),
+    )
+    _write_bundle(request, folder, found, data, winner)
+    write_certified(folder, certificate, jury)
     click.echo(
-        f"{folder}: {' -> '.join(winner.names)}, not certified yet: "
-        f"python -m calibration.threshold {folder} --help",
+        f"{folder}: {names_of(winner.names)}, certified: drop at most {certificate.epsilon:g} at "
+        f"delta {certificate.delta:g}, the cheapest of {request.certify_top} tried.",
         err=True,
     )
 
 
-def _macs_saved(found: Found, estimate: Estimate) -> float:
-    macs = MacCosts({name: card.macs for name, card in found.cards.items()})
-    return 1 - macs.cascade(estimate.names, estimate.escalation_rates) / macs.alone(found.large)
-
-
-def _summary(found: Found) -> dict[str, Any]:
-    alone = found.costs.alone(found.large)
-    return {
-        "label": LABEL,
-        "unit": {"time": "seconds", "macs": "macs"}[found.costs.unit],
-        "large": {"name": found.large, "cost": alone},
-        "screened": found.screened,
-        "ranking": [
-            {
-                "stages": item.names,
-                "offsets": item.path.offsets,
-                "thresholds": item.thresholds,
-                "escalation_rates": item.escalation_rates,
-                "cost": item.cost,
-                "cost_quantiles": dict(
-                    zip(map(str, item.forecast.levels), item.costs, strict=True)
-                ),
-                "saved": 1 - item.cost / alone,
-                "macs_saved": _macs_saved(found, item),
-                "refused": item.forecast.refused / item.forecast.draws,
-            }
-            for item in found.ranking
-        ],
-    }
-
-
-def _show(console: Console, found: Found) -> None:
-    alone = found.costs.alone(found.large)
-    shown = f"{found.large} alone: {_cost(found, alone)} per sample"
-    if not found.ranking:
-        console.print(
-            f"No saver pays here: of {found.screened} cascades none is expected to cost less than "
-            f"{shown}. Use it alone, or add cheaper or more accurate savers to the pool."
-        )
-        return
-    table = Table(
-        title=LABEL.capitalize(),
-        caption=f"{found.screened} cascades screened; {shown}",
-        box=None,
-        padding=(0, 2, 0, 0),
-    )
-    for column in ("cascade", "thresholds", "escalated"):
-        table.add_column(column, no_wrap=True)
-    for column in ("cost", "less", "MACs saved"):
-        table.add_column(column, justify="right", min_width=5)
-    for item in found.ranking:
-        table.add_row(*_row(found, item, alone))
-    console.print(table)
-
-
-def _row(found: Found, item: Estimate, alone: float) -> list[str]:
-    return [
-        " -> ".join(item.names),
-        " / ".join(f"{threshold:.3f}" for threshold in item.thresholds),
-        " / ".join(f"{rate:.1%}" for rate in item.escalation_rates),
-        _cost(found, item.cost),
-        f"{alone / item.cost:.1f}x",
-        f"{_macs_saved(found, item):.1%}",
-    ]
-
-
-def _cost(found: Found, cost: float) -> str:
-    return f"{1e6 * cost:.1f} us" if found.costs.unit == "time" else f"{cost / 1e6:.2f} M"
+def _write_bundle(
+    request: Request, folder: Path, found: Found, data: Data, chosen: Estimate
+) -> None:
+    cards = [found.selection.cards[name] for name in chosen.names]
+    parts = Parts(request.pool, cards, data, found.selection.classes)
+    setting = Setting(thresholds=chosen.thresholds, path=chosen.path)
+    write_bundle(folder, parts, setting, request.caption, threads=request.threads)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from calibration.budget import Budget
+from calibration.cost_table import CostTable
 from calibration.pool import Card
 from calibration.provenance import load_provenance, overlaps
 from calibration.records import load_data, load_record
@@ -68,6 +69,13 @@ def test_provenance_example_names_every_sample_of_the_data_example():
 def test_model_card_example_fits_the_format():
     card = Card.model_validate_json((EXAMPLES / "model.json").read_text())
     assert card.stage().forms["fp32"].sha256 == card.sha256
+
+
+def test_costs_example_costs_cascades_of_its_models():
+    text = (EXAMPLES / "costs.json").read_text()
+    costs = CostTable.model_validate_json(text).costs()
+    assert costs.alone("large") == pytest.approx(0.00128 / 4)
+    assert costs.cascade(("tiny", "large"), np.array([0.25])) < costs.alone("large")
 
 
 def test_certifications_example_has_spent_two_of_four_looks():
