@@ -13,6 +13,7 @@ import pytest
 from runtime.bundle import load_bundle
 from runtime.plan_fit import find_plans
 from runtime.plans import Machine
+from tests.engines.test_build_versions import request
 from tests.tensorrt_double.building import PLAN
 from tests.tensorrt_double.libraries import ROOT, run_python
 from tests.tensorrt_double.wheels import environment
@@ -96,6 +97,20 @@ def test_what_goes_wrong_in_the_build_is_one_line_and_leaves_nothing(bundle, sce
     assert last.startswith("Error: ") and words in last
     assert "Traceback" not in result.stderr
     assert {path.suffix for path in (bundle / "plans").iterdir()} == {".lock"}
+
+
+def test_a_full_disk_is_named_by_the_building_process(tmp_path):
+    """/dev/full refuses every byte, with the error of a full disk."""
+    asked = request(tmp_path, "fp32", output="/dev/full")
+    variables = environment("10.3.0")
+    program = run_python(
+        "-m", "engines.builder", environment=variables, cwd=ROOT, input=json.dumps(asked)
+    )
+    *_, answer = program.stdout.splitlines()
+    assert json.loads(answer) == {
+        "event": "failed",
+        "message": "plan saver.fp32 cannot be written to /dev: No space left on device",
+    }
 
 
 def test_ctrl_c_ends_a_build_with_one_line(bundle):
