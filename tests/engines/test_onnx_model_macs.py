@@ -25,6 +25,10 @@ def build(*nodes, constants, inputs, opsets=(("", 17),)):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid(*item) for item in opsets])
 
 
+def numbers(name, values):
+    return numpy_helper.from_array(np.array(values, np.int64), name)
+
+
 def macs(node, *, constants=None, **inputs):
     constants = {name: (shape, np.float32) for name, shape in (constants or {}).items()}
     return count_macs(build(node, constants=constants, inputs=inputs), inputs)
@@ -162,7 +166,7 @@ def test_shapes_that_the_graph_computes_are_followed():
     ]
     model = build(*nodes, constants={"w": ((12, 5), np.float32)}, inputs={"x": ("n", 3, 2, 2)})
     for name, value in {"zero": 0, "zeros": [0], "rest": [-1]}.items():
-        model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.int64), name))
+        model.graph.initializer.append(numbers(name, value))
     assert count_macs(model, {"x": (1, 3, 2, 2)}).total == 60
 
 
@@ -182,7 +186,7 @@ def test_shapes_that_only_folding_tells_are_followed():
     ]
     model = build(*nodes, constants={"w": ((3, 5), np.float32)}, inputs={"x": ("n", 3, 2, 2)})
     for name, value in {"zeros": 0, "ones": 1, "fours": 4}.items():
-        model.graph.initializer.append(numpy_helper.from_array(np.array([value], np.int64), name))
+        model.graph.initializer.append(numbers(name, [value]))
     assert count_macs(model, {"x": (1, 3, 2, 2)}).total == 4 * 3 * 5
     assert count_macs(model, {"x": (7, 3, 2, 2)}).total == 7 * 4 * 3 * 5
 
@@ -190,7 +194,7 @@ def test_shapes_that_only_folding_tells_are_followed():
 def test_padding_that_the_graph_computes_from_constants_is_followed():
     """As torch writes F.pad: pairs from the last axis on, filled up, turned round, transposed."""
     nodes = [
-        helper.make_node("ConstantOfShape", ["missing"], ["zeros"]),
+        helper.make_node("ConstantOfShape", ["missing"], ["zeros"], value=numbers("value", [0])),
         helper.make_node("Concat", ["given", "zeros"], ["all"], axis=0),
         helper.make_node("Reshape", ["all", "pairs"], ["table"]),
         helper.make_node("Slice", ["table", "last", "first", "axis", "back"], ["turned"]),
@@ -203,7 +207,7 @@ def test_padding_that_the_graph_computes_from_constants_is_followed():
     values = {"missing": [4], "given": [0, 1, 0, 1], "pairs": [-1, 2], "flat": [-1]}
     values |= {"last": [-1], "first": [-(2**62)], "axis": [0], "back": [-1]}
     for name, value in values.items():
-        model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.int64), name))
+        model.graph.initializer.append(numbers(name, value))
     assert count_macs(model, {"x": (1, 3, 4, 4)}).total == 9 * 8 * 27
 
 
@@ -215,7 +219,7 @@ def test_arithmetic_of_shapes_that_contradicts_itself_is_left_to_inference():
     ]
     model = build(*nodes, constants={"w": ((4, 5), np.float32)}, inputs={"x": (1, 4)})
     for name, value in {"sizes": [1, 4], "far": [9]}.items():
-        model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.int64), name))
+        model.graph.initializer.append(numbers(name, value))
     found = count_macs(model, {"x": (1, 4)})
     assert found.total is None
 
