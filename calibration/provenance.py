@@ -66,7 +66,12 @@ def save_provenance(path: Path, images: npt.NDArray[np.uint8], meta: ProvenanceM
     CalibrationError
         When the file cannot be written.
     """
-    write_npz(path, {"digests": np.unique(sample_digests(images)), "meta": pack_meta(meta)})
+    return save_digests(path, sample_digests(images), meta)
+
+
+def save_digests(path: Path, digests: Digests, meta: ProvenanceMeta) -> Provenance:
+    """Write the provenance file of samples by their digests, as `save_provenance` does."""
+    write_npz(path, {"digests": np.unique(digests), "meta": pack_meta(meta)})
     return Provenance(purpose=meta.purpose, file=path.name, sha256=file_sha256(path))
 
 

@@ -77,14 +77,8 @@ def quantise_host(
     EngineError
         When a range is missing, or the model cannot be quantised.
     """
-    quantised = _quantise(
-        model,
-        ranges,
-        keep,
-        QuantType.QUInt8,
-        operators=HOST_OPERATORS,
-        reduce_range=weight_bits == 7,
-    )
+    scheme = _Scheme(QuantType.QUInt8, HOST_OPERATORS, reduce_range=weight_bits == 7)
+    quantised = _quantise(model, ranges, keep, scheme)
     _drop_pairs(quantised.graph)
     return quantised
 
@@ -112,14 +106,9 @@ def quantise_trt(
     EngineError
         When a range is missing, or the model cannot be quantised.
     """
-    quantised = _quantise(
-        model,
-        ranges,
-        {*keep, *_heads(model.graph)},
-        QuantType.QInt8,
-        operators=TRT_OPERATORS,
-        options={"QuantizeBias": False, "ActivationSymmetric": True},
-    )
+    options = {"QuantizeBias": False, "ActivationSymmetric": True}
+    scheme = _Scheme(QuantType.QInt8, TRT_OPERATORS, options=options)
+    quantised = _quantise(model, ranges, {*keep, *_heads(model.graph)}, scheme)
     # TensorRT fuses an activation into the node before it, if nothing stands between them.
     _drop_pairs(quantised.graph, before=_ACTIVATIONS)
     return to_half(quantised, keep={*_integer_nodes(quantised.graph), *keep_full})
@@ -137,15 +126,17 @@ def quantised_nodes(model: onnx.ModelProto, operators: Collection[str]) -> list[
     ]
 
 
+class _Scheme(NamedTuple):
+    """What ONNX Runtime's quantizer is told for one form."""
+
+    activations: QuantType
+    operators: tuple[str, ...]
+    reduce_range: bool = False
+    options: Mapping[str, Any] = MappingProxyType({})
+
+
 def _quantise(
-    model: onnx.ModelProto,
-    ranges: Ranges,
-    keep: Collection[str],
-    activations: QuantType,
-    *,
-    operators: tuple[str, ...],
-    reduce_range: bool = False,
-    options: Mapping[str, Any] = MappingProxyType({}),
+    model: onnx.ModelProto, ranges: Ranges, keep: Collection[str], scheme: _Scheme
 ) -> onnx.ModelProto:
     opset = default_opset(model) or 0
     if opset < OLDEST_OPSET:
@@ -154,19 +145,19 @@ def _quantise(
             f"Export it with opset {NEWEST_OPSET}."
         )
     spans = {name: tuple(np.float32(value) for value in pair) for name, pair in ranges.items()}
-    quantizer = QDQQuantizer(
-        model=copy.deepcopy(model),
-        per_channel=True,
-        reduce_range=reduce_range,
-        weight_qType=QuantType.QInt8,
-        activation_qType=activations,
-        tensors_range=TensorsData(CalibrationMethod.MinMax, spans),
-        nodes_to_quantize=[],
-        nodes_to_exclude=sorted(keep),
-        op_types_to_quantize=list(operators),
-        extra_options=dict(options),
-    )
     try:
+        quantizer = QDQQuantizer(
+            model=copy.deepcopy(model),
+            per_channel=True,
+            reduce_range=scheme.reduce_range,
+            weight_qType=QuantType.QInt8,
+            activation_qType=scheme.activations,
+            tensors_range=TensorsData(CalibrationMethod.MinMax, spans),
+            nodes_to_quantize=[],
+            nodes_to_exclude=sorted(keep),
+            op_types_to_quantize=list(scheme.operators),
+            extra_options=dict(scheme.options),
+        )
         quantizer.quantize_model()
         quantizer.model.topological_sort()
     except (RuntimeError, ValueError, KeyError, TypeError) as error:

@@ -73,6 +73,22 @@ def version() -> str:
         return "unknown"
 
 
+def dot_product_instructions(cpu_info: Path = Path("/proc/cpuinfo")) -> str | None:
+    """Return the CPU's instructions for sums of 8-bit products, by Linux's name; None without any.
+
+    ``avx512_vnni`` and ``avx_vnni`` on x86-64, ``i8mm`` and ``asimddp`` on Arm. Without them such
+    sums saturate on x86-64, unless weights have 7 bits.
+    """
+    try:
+        text = cpu_info.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
+    flags = found.group(1).split() if found else []
+    known = ("avx512_vnni", "avx_vnni", "i8mm", "asimddp")
+    return next((flag for flag in known if flag in flags), None)
+
+
 def foreign_packages() -> dict[str, str]:
     """Return, for each of our package names that another distribution owns too, its name."""
     owners: dict[str, str] = {}
