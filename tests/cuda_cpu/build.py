@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -72,12 +72,7 @@ THREAD = Variant("thread", ("-DCUDA_CPU_TSAN", *_TRACED), ("-fsanitize=thread",)
 ADDRESS = Variant(
     "address",
     ("-DCUDA_CPU_ASAN", *_TRACED),
-    (
-        "-fsanitize=address,undefined,float-cast-overflow",
-        "-fno-sanitize-recover=all",
-        # Instrumented code is too entangled for this warning to be right.
-        "-Wno-maybe-uninitialized",
-    ),
+    ("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"),
 )
 
 
@@ -103,6 +98,21 @@ def module(source: Path, *, variant: Variant = PLAIN) -> Path:
         _run(*command, "-shared", *map(str, _runtime(variant)), str(unit), "-o", str(partial))
 
     return _kept(f"{source.stem}.so", _key(text, variant), make)
+
+
+def modules(wanted: Iterable[tuple[Path, Variant]]) -> None:
+    """Build several modules, each with its variant, some at the same time.
+
+    Raises
+    ------
+    BuildError
+        For the first that cannot be built.
+    """
+    pairs = list(wanted)
+    for variant in {variant for _, variant in pairs}:
+        _runtime(variant)
+    with ThreadPoolExecutor(JOBS) as pool:
+        list(pool.map(lambda pair: module(pair[0], variant=pair[1]), pairs))
 
 
 def kernel_names(source: Path) -> list[str]:

@@ -215,3 +215,90 @@ TOY(too_much_shared) {
 TOY(too_many_conditionals) {
   for (u32 k = 0; k < 300; ++k) cudaGraphSetConditional(k, 0);
 }
+
+// What ThreadSanitizer must see.
+
+TOY(race_between_barriers) {
+  SHARED(u32, word);
+  __syncthreads();
+  if (threadIdx.x == 0) word = 1;       // AFTER ONE BARRIER
+  write(args.out + global_thread(), word);  // BEFORE THE NEXT
+  __syncthreads();
+}
+
+TOY(race_between_syncwarps) {
+  SHARED(u32, word);
+  __syncwarp();
+  if (threadIdx.x == 0) word = 1;       // AFTER ONE SYNCWARP
+  write(args.out + global_thread(), word);  // BEFORE THE NEXT SYNCWARP
+  __syncwarp();
+}
+
+TOY(race_in_spite_of_ballot) {
+  using Row = u32[WARP];
+  SHARED(Row, row);
+  row[threadIdx.x] = threadIdx.x;
+  __ballot_sync(ALL_LANES, 1);
+  write(args.out + global_thread(), row[threadIdx.x ^ 1]);  // A BALLOT ORDERS NOTHING
+}
+
+TOY(race_of_blocks) {
+  if (threadIdx.x == 0) write(args.out, blockIdx.x);  // BY EVERY BLOCK
+}
+
+TOY(write_behind_the_fence) {
+  SHARED(bool, is_last);
+  if (threadIdx.x == 0) {
+    __threadfence();
+    write(args.out + 2 + blockIdx.x, 1u);  // TOO LATE FOR THE FENCE
+    is_last = atomicInc(args.out, gridDim.x - 1) == gridDim.x - 1;
+    __threadfence();
+  }
+  __syncthreads();
+  if (is_last && threadIdx.x < gridDim.x)
+    write(args.out + 1, read_fresh(args.out + 2 + threadIdx.x));  // BY THE LAST BLOCK
+}
+
+// What it must not report.
+
+TOY(ordered_by_syncwarp) {
+  using Row = u32[WARP];
+  SHARED(Row, row);
+  for (u32 round = 0; round < 3; ++round) {
+    row[threadIdx.x] = threadIdx.x + round;
+    __syncwarp();
+    write(args.out + global_thread(), row[threadIdx.x ^ 1]);
+    __syncwarp();
+  }
+}
+
+// What AddressSanitizer must see.
+
+TOY(past_shared) {
+  using Row = u32[WARP];
+  SHARED(Row, row);
+  u32* place = row;
+  place[threadIdx.x + 1] = 1;  // PAST THE ROW
+}
+
+TOY(before_global) {
+  write(args.out, read(args.in - 1 + threadIdx.x));  // BEFORE IN
+}
+
+TOY(past_local) {
+  u32 local[4] = {};
+  local[args.n] = 1;  // PAST FOUR
+  write(args.out, local[args.n / 2]);
+}
+
+TOY(overflow) { write(args.out, u32(int(args.n) + 1)); }  // PAST THE LARGEST INT
+
+// What the driver must survive to tell.
+
+TOY(crash) { *reinterpret_cast<volatile u32*>(u64(args.n)) = 1; }
+
+TOY(endless) {
+  volatile u32 word = 0;
+  while (!word) {
+  }
+}

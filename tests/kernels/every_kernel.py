@@ -108,10 +108,10 @@ def run_select(machine: Machine) -> None:
 
 
 def _runs() -> Iterator[tuple[str, Run]]:
-    for (score, name), (short, dtype), lanes in itertools.product(
+    for (suffix, score), (short, dtype), lanes in itertools.product(
         SCORES.items(), DTYPES.items(), GATE_SHAPES
     ):
-        yield f"gate_{score}_{short}_x{lanes}", functools.partial(run_gate, name, dtype, lanes)
+        yield f"gate_{suffix}_{short}_x{lanes}", functools.partial(run_gate, score, dtype, lanes)
     for (short, dtype), lanes, combined in itertools.product(
         DTYPES.items(), SCATTER_SHAPES, (False, True)
     ):

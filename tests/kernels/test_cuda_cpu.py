@@ -22,8 +22,9 @@ from tests.cuda_cpu.emulation import (
     Launched,
     Span,
 )
+from tests.kernels.toys import TOYS, ToyArguments, place
 
-FOLDER = Path(build.__file__).parent
+FOLDER = TOYS.parent
 ORDERS: list[dict[str, Any]] = [
     {},
     {"order": "descending"},
@@ -31,15 +32,6 @@ ORDERS: list[dict[str, Any]] = [
     *({"seed": seed, "resident": 3} for seed in range(4)),
 ]
 any_order = pytest.mark.parametrize("options", ORDERS, ids=str)
-
-
-class ToyArguments(ctypes.Structure):
-    _fields_ = (
-        ("in_", ctypes.c_void_p),
-        ("out", ctypes.c_void_p),
-        ("wide", ctypes.c_void_p),
-        ("n", ctypes.c_uint),
-    )
 
 
 class Toy:
@@ -58,13 +50,6 @@ class Toy:
         arguments = ToyArguments(*addresses, self.n)
         self.launcher.launch(Kernel("toys", self.name, threads), grid, arguments, stream=0)
         return self.launcher.launched[-1]
-
-
-def place(mark: str) -> str:
-    """Where the line of the toys is that ends with a mark, as messages name it."""
-    lines = (FOLDER / "toys.cu").read_text().splitlines()
-    (number,) = (k for k, line in enumerate(lines, 1) if line.endswith(f"// {mark}"))
-    return rf"toys\.cu:{number}:\d+"
 
 
 def refused(message: str, name: str, **options: Any) -> None:
@@ -375,7 +360,7 @@ def test_the_portable_switch_of_stacks_does_the_same(options: dict[str, Any]) ->
 
 def copy_of_the_runtime(folder: Path) -> Path:
     """A cache that has no modules; what they are linked with would take 10 s to build again."""
-    build.module(FOLDER / "toys.cu")
+    build.module(TOYS)
     folder.mkdir()
     for path in build.CACHE.glob("*.o"):
         shutil.copy(path, folder)
