@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from calibration.certificates import Forecast, forecast
 from calibration.comparison import Logits
-from calibration.errors import CertificationRefused
+from calibration.errors import CalibrationError, CertificationRefused
 from calibration.forms import Made, MadeForm
-from calibration.recorded import Claim
+from calibration.recorded import Claim, starting_path, starting_setting
 from calibration.records import Labels
-from runtime.schema import CascadeSpec, Form, Setting, ThresholdPath
+from runtime.schema import CascadeSpec, Form, Setting
 
 DRAWS = 20
 _FALLBACKS: dict[MadeForm, tuple[MadeForm, ...]] = {
@@ -75,10 +75,10 @@ def choose_thresholds(
     size
         Samples that will certify.
     """
-    setting = starting_setting(spec, forms)
     if any(gate.score.name == "learned" for gate in spec.gates):
+        setting = starting_setting(spec, forms)
         return Combination(forms, setting, None, "a learned gate reads no logits")
-    path = setting.path or ThresholdPath(offsets=(0.0,) * len(spec.gates))
+    path = starting_path(spec, forms)
     try:
         found = forecast(
             logits,
@@ -94,20 +94,10 @@ def choose_thresholds(
     except CertificationRefused:
         everything = Setting(thresholds=(1.0,) * len(spec.gates), path=path)
         return Combination(forms, everything, None, "nothing can be promised: all is escalated")
+    except ValueError as error:
+        raise CalibrationError(f"cascade.json: setting of {'/'.join(forms)}: {error}") from None
     median = found.thresholds[found.levels.index(0.5)]
     return Combination(forms, Setting(thresholds=median, path=path), found)
-
-
-def starting_setting(spec: CascadeSpec, forms: tuple[Form, ...]) -> Setting:
-    """Return thresholds and path of these forms, or of the all-FP32 cascade, without certificate.
-
-    Where the bundle has neither, everything escalates.
-    """
-    fp32 = "/".join(["fp32"] * len(spec.stages))
-    former = spec.settings.get("/".join(forms)) or spec.settings.get(fp32)
-    if former is None:
-        return Setting(thresholds=(1.0,) * len(spec.gates))
-    return Setting(thresholds=former.thresholds, path=former.path)
 
 
 def _best(stage: StageMade, choices: Sequence[MadeForm]) -> Form:

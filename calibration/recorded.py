@@ -72,7 +72,8 @@ class Recorded:
             raise CalibrationError(
                 f"{self.bundle.folder}: cascade.json has no setting for {self.key}; it has "
                 f"{', '.join(self.bundle.spec.settings) or 'none'}. Record the stages in those "
-                "forms, or choose a cascade: python -m calibration.search --help"
+                "forms, or forecast thresholds for these from records of the selection split: "
+                "python -m calibration.threshold --forecast --write"
             )
         return found
 
@@ -90,6 +91,32 @@ class Recorded:
     def data_sha256(self) -> str:
         """Hash of the data that were recorded."""
         return self.records[0].meta.data_sha256
+
+
+def starting_path(spec: CascadeSpec, forms: Sequence[Form]) -> ThresholdPath:
+    """Return a path for forms that nothing need have been chosen for yet.
+
+    It is that of the same forms, else of the all-FP32 cascade, else one with all gates alike.
+    """
+    for setting in _related_settings(spec, forms):
+        if setting.path:
+            return setting.path
+    return ThresholdPath(offsets=(0.0,) * len(spec.gates))
+
+
+def starting_setting(spec: CascadeSpec, forms: Sequence[Form]) -> Setting:
+    """Return thresholds and path for such forms, without certificate.
+
+    Where the bundle has no thresholds for them or for the all-FP32 cascade, everything escalates.
+    """
+    related = _related_settings(spec, forms)
+    thresholds = related[0].thresholds if related else (1.0,) * len(spec.gates)
+    return Setting(thresholds=thresholds, path=starting_path(spec, forms))
+
+
+def _related_settings(spec: CascadeSpec, forms: Sequence[Form]) -> list[Setting]:
+    keys = ("/".join(forms), "/".join(["fp32"] * len(spec.stages)))
+    return [spec.settings[key] for key in keys if key in spec.settings]
 
 
 def load_recorded(bundle: Bundle, folder: Path, *, label_free: bool = False) -> Recorded:
@@ -194,10 +221,32 @@ def write_certificate(recorded: Recorded, certificate: Certificate) -> CascadeSp
     CalibrationError
         When it cannot be written.
     """
-    spec = recorded.bundle.spec
-    setting = Setting(
-        thresholds=certificate.thresholds, path=certificate.path, certificate=certificate
+    return _write_setting(
+        recorded,
+        Setting(thresholds=certificate.thresholds, path=certificate.path, certificate=certificate),
     )
+
+
+def write_forecast(recorded: Recorded, thresholds: Sequence[float]) -> CascadeSpec:
+    """Write thresholds that were forecast to the bundle's ``cascade.json``, without certificate.
+
+    Raises
+    ------
+    CalibrationError
+        When these forms are certified already, or it cannot be written.
+    """
+    former = recorded.bundle.spec.settings.get(recorded.key)
+    if former is not None and former.certificate is not None:
+        raise CalibrationError(
+            f"{recorded.bundle.folder}: the thresholds of {recorded.key} are certified; a forecast "
+            "does not replace them. Certify again: python -m calibration.threshold --help"
+        )
+    path = starting_path(recorded.bundle.spec, recorded.forms)
+    return _write_setting(recorded, Setting(thresholds=tuple(thresholds), path=path))
+
+
+def _write_setting(recorded: Recorded, setting: Setting) -> CascadeSpec:
+    spec = recorded.bundle.spec
     changed = spec.model_copy(update={"settings": {**spec.settings, recorded.key: setting}})
     try:
         save_spec(recorded.bundle.folder, changed)

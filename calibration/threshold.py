@@ -24,7 +24,9 @@ from calibration.recorded import (
     coverage,
     load_recorded,
     recheck,
+    starting_path,
     write_certificate,
+    write_forecast,
 )
 from calibration.records import load_data, refuse_held_out
 from runtime.bundle import load_bundle
@@ -45,6 +47,7 @@ class Request:
     method: Method
     labels: bool | None
     forecast: bool
+    write: bool
     size: int
     draws: int
     recheck: Path | None
@@ -97,6 +100,11 @@ _UNIT = click.FloatRange(0, 1, min_open=True, max_open=True)
 )
 @click.option("--forecast", is_flag=True, help="Only estimate, from selection records.")
 @click.option(
+    "--write",
+    is_flag=True,
+    help="Write the forecast's median thresholds for the forms of the records, not certified.",
+)
+@click.option(
     "--size", type=click.IntRange(1), default=8000, show_default=True, help="Of a forecast."
 )
 @click.option(
@@ -119,6 +127,8 @@ def main(**options: Any) -> None:
     refused; the same one again is free. A forecast resamples the selection split and costs nothing.
     """
     request = Request(**options)
+    if request.write and not request.forecast:
+        raise click.UsageError("--write goes with --forecast; a certificate is always written.")
     if request.forecast:
         _forecast(request)
     elif request.recheck:
@@ -150,6 +160,8 @@ def _forecast(request: Request) -> None:
     claim, recorded = request.claim, request.recorded()
     refuse_held_out(recorded.records[0], use="A forecast")
     result = _forecast_recorded(recorded, claim, request)
+    if request.write:
+        write_forecast(recorded, result.thresholds[result.levels.index(0.5)])
     if request.as_json:
         click.echo(json.dumps(result._asdict(), indent=2))
     else:
@@ -161,7 +173,7 @@ def _forecast_recorded(recorded: Recorded, claim: Claim, request: Request) -> Fo
         return forecast(
             recorded.logits,
             recorded.labels,
-            recorded.path,
+            starting_path(recorded.bundle.spec, recorded.forms),
             n=request.size,
             epsilon=claim.epsilon,
             delta=claim.delta,
