@@ -19,6 +19,7 @@ from runtime.bench_memory import measure_memory
 from runtime.bench_timing import Timing, TimingPlan, measure_timing
 from runtime.bundle import Bundle, demo_folder, load_bundle
 from runtime.cascade import Cascade
+from runtime.devices import parse_forms
 from runtime.environment import describe, refuse_foreign_packages
 from runtime.errors import InputError
 from runtime.host import on_host
@@ -57,6 +58,9 @@ RANDOM_IMAGES = 1_024
 )
 @click.option(
     "--percentiles", default="50,90,95,99", show_default=True, help="Of latency, comma-separated."
+)
+@click.option(
+    "--forms", help="Form of each stage, as fp32/int8_host/int8_host.  [default: all fp32]"
 )
 @click.option("--threads", type=int, help="CPU threads of every engine.  [default: all available]")
 @click.option(
@@ -98,6 +102,7 @@ class Options:
     threshold: str | None
     escalation_rate: str | None
     percentiles: str
+    forms: str | None
     threads: int | None
     json_file: Path | None
     csv_file: Path | None
@@ -172,14 +177,19 @@ def _memory(bundle: Bundle, options: Options, cascade: Cascade) -> dict[str, flo
     if not data.exists():
         raise InputError("--memory: give --data, the bundle has no data/test.npz.")
     peak = measure_memory(
-        bundle.folder, data, batch=options.batch, threads=on_host(cascade.executor).threads
+        bundle.folder,
+        data,
+        cascade.forms,
+        batch=options.batch,
+        threads=on_host(cascade.executor).threads,
     )
     return {**peak._asdict(), "ratio": peak.ratio}
 
 
 def _load_cascade(bundle: Bundle, options: Options) -> Cascade:
     most = max(options.batch, *LARGE_BATCHES)
-    cascade = Cascade.load(bundle, batch=most, threads=options.threads)
+    forms = parse_forms(options.forms) if options.forms else None
+    cascade = Cascade.load(bundle, batch=most, threads=options.threads, forms=forms)
     if options.threshold:
         values = _numbers("--threshold", options.threshold, 0, 1)
         gates = len(bundle.spec.gates)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from runtime.cascade import Cascade
 from runtime.errors import TinysaverError
 from runtime.images import load_arrays
 from runtime.preprocess import Frames
+from runtime.schema import Form
 from runtime.session import HostModel
 
 BATCHES = 100
@@ -47,9 +49,17 @@ class _Answer(NamedTuple):
     groups: Groups
 
 
-def measure_memory(bundle: Path, data: Path, *, batch: int, threads: int) -> PeakMemory:
+def measure_memory(
+    bundle: Path, data: Path, forms: Sequence[Form], *, batch: int, threads: int
+) -> PeakMemory:
     """Run both processes, one after the other."""
-    task = {"bundle": str(bundle), "data": str(data), "batch": batch, "threads": threads}
+    task = {
+        "bundle": str(bundle),
+        "data": str(data),
+        "forms": forms,
+        "batch": batch,
+        "threads": threads,
+    }
     cascade = _child({**task, "groups": None})
     sessions = _child({**task, "groups": cascade.groups})
     return PeakMemory(cascade.peak, sessions.peak)
@@ -69,11 +79,11 @@ def _child(task: dict[str, object]) -> _Answer:
 def _main() -> None:
     task = json.loads(sys.stdin.read())
     frames = load_arrays(Path(task["data"]))[0][: BATCHES * task["batch"]]
-    if task["groups"] is None:
-        groups = _run_cascade(task["bundle"], frames, task["batch"], task["threads"])
+    groups, forms, threads = task["groups"], task["forms"], task["threads"]
+    if groups is None:
+        groups = _run_cascade(task["bundle"], forms, frames, batch=task["batch"], threads=threads)
     else:
-        groups = task["groups"]
-        _run_sessions(task["bundle"], groups, task["threads"])
+        _run_sessions(task["bundle"], forms, groups, threads)
     print(json.dumps({"peak": _peak_bytes(), "groups": groups}))
 
 
@@ -84,20 +94,21 @@ def _peak_bytes() -> int:
     return 1024 * int(kilobytes)
 
 
-def _run_cascade(bundle: str, frames: Frames, batch: int, threads: int) -> Groups:
+def _run_cascade(
+    bundle: str, forms: Sequence[Form], frames: Frames, *, batch: int, threads: int
+) -> Groups:
     groups = []
-    with Cascade.load(bundle, batch=batch, threads=threads) as cascade:
+    with Cascade.load(bundle, batch=batch, threads=threads, forms=forms) as cascade:
         for start in range(0, len(frames), batch):
             stage = cascade.run(frames[start : start + batch]).stage
             groups.append([int((stage >= k).sum()) for k in range(len(cascade.stage_names))])
     return groups
 
 
-def _run_sessions(folder: str, groups: Groups, threads: int) -> None:
+def _run_sessions(folder: str, forms: Sequence[Form], groups: Groups, threads: int) -> None:
     bundle = load_bundle(folder)
     models = [
-        HostModel(bundle.model(index, "fp32"), threads=threads)
-        for index in range(len(bundle.spec.stages))
+        HostModel(bundle.model(index, form), threads=threads) for index, form in enumerate(forms)
     ]
     for group in groups:
         for model, rows in zip(models, group, strict=True):

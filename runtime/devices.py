@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from runtime.bundle import Bundle
 from runtime.driver import DriverError, ask_driver
@@ -122,6 +122,24 @@ def open_gpu(
         yield opened
     finally:
         opened.device.close()
+
+
+def parse_forms(text: str) -> tuple[Form, ...]:
+    """Return the forms of stages that a command line joins by slashes.
+
+    Raises
+    ------
+    InputError
+        When one is no form.
+    """
+    names = text.split("/")
+    known = get_args(Form)
+    if not set(names) <= set(known):
+        raise InputError(
+            f"--forms: expected one of {', '.join(known)} for each stage, joined by '/', "
+            f"got {text!r}."
+        )
+    return tuple(form for name in names for form in known if form == name)
 
 
 def _open_gpu(

@@ -15,6 +15,7 @@ import numpy as np
 
 from runtime.bundle import demo_folder, load_bundle, replacing
 from runtime.cascade import Cascade
+from runtime.devices import parse_forms
 from runtime.environment import refuse_foreign_packages
 from runtime.errors import InputError
 from runtime.images import Picture, count_pictures, read_sources
@@ -31,6 +32,7 @@ from runtime.terminal import Command, progress_bar
 @click.option(
     "--batch", default=32, show_default=True, type=click.IntRange(1), help="Pictures at once."
 )
+@click.option("--forms", help="Form of each stage, as fp32/int8_host.  [default: all fp32]")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all available]")
 @click.option(
     "--out",
@@ -62,6 +64,7 @@ def classify(
     *,
     bundle: Path | None,
     batch: int,
+    forms: str | None,
     threads: int | None,
     require_certificate: bool,
 ) -> int:
@@ -72,7 +75,11 @@ def classify(
     if not total:
         raise InputError(f"{', '.join(map(str, sources))}: no pictures found.")
     cascade = Cascade.load(
-        opened, batch=batch, threads=threads, require_certificate=require_certificate
+        opened,
+        batch=batch,
+        threads=threads,
+        forms=parse_forms(forms) if forms else None,
+        require_certificate=require_certificate,
     )
     failed = 0
     with cascade, ExitStack() as stack:
