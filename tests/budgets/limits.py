@@ -24,7 +24,7 @@ class Budget(NamedTuple):
 BUDGETS = {
     r"gate_\w+_x256": Budget(56, 4096, vector_loads=1),
     r"gate_\w+": Budget(64, 4096, vector_loads=1),
-    r"scatter_\w+": Budget(48, 512, vector_loads=1),
+    r"scatter_\w+": Budget(56, 512, vector_loads=1),
     r"gather_16": Budget(48, 16, vector_loads=4),
     r"gather_\w+": Budget(32, 16),
     r"preprocess_\w+": Budget(64, 512),

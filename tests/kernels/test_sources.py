@@ -12,8 +12,9 @@ from kernels.errors import KernelError
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    (tmp_path / "top.cu").write_text('#include "upper.cuh"\n  # include "lower.cuh"\nint x;\n')
+    (tmp_path / "top.cu").write_text('#include "upper.cuh"\n  # include "side.cuh"\nint x;\n')
     (tmp_path / "upper.cuh").write_text('#pragma once\n#include "lower.cuh"\n')
+    (tmp_path / "side.cuh").write_text('#pragma once\n#include "lower.cuh"\n')
     (tmp_path / "lower.cuh").write_text("#pragma once\n")
     monkeypatch.setattr(sources, "FOLDER", tmp_path)
     return tmp_path
@@ -25,11 +26,12 @@ def test_headers_of_headers_are_found_once_and_in_order(folder):
     assert source.text == (folder / "top.cu").read_text()
     assert source.headers == (
         ("lower.cuh", "#pragma once\n"),
+        ("side.cuh", '#pragma once\n#include "lower.cuh"\n'),
         ("upper.cuh", '#pragma once\n#include "lower.cuh"\n'),
     )
 
 
-@pytest.mark.parametrize("name", ["top.cu", "upper.cuh", "lower.cuh"])
+@pytest.mark.parametrize("name", ["top.cu", "upper.cuh", "side.cuh", "lower.cuh"])
 def test_the_hash_moves_with_every_file(folder, name):
     before = sources.load_source("top").sha256
     path = folder / name
