@@ -208,7 +208,7 @@ def main() -> None:
     "--frame-size",
     type=parse_size,
     metavar="HxW",
-    help="Height and width of the frames, where the bundle takes any.",
+    help="Height and width of the frames (as arrays), where the bundle takes any.",
 )
 @click.option(
     "--stage-int32", is_flag=True, help="Make the output stage i32; TensorRT cannot take i8."

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.errors import EngineError
-from engines.export_frames import FrameSize
 from kernels import reference
+from kernels.frames import Size
 from runtime.bundle import Bundle
 from runtime.schema import Form, Score, Threshold
 from runtime.session import HostModel, available_threads
@@ -66,7 +66,7 @@ def check_golden(
     forms: tuple[Form, ...],
     thresholds: tuple[Threshold, ...],
     *,
-    size: FrameSize,
+    size: Size,
 ) -> Check:
     """Run a serialised cascade in ONNX Runtime; compare with what the stored logits mean.
 

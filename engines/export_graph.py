@@ -17,9 +17,11 @@ from typing import NamedTuple
 
 from onnx import GraphProto, TensorProto, ValueInfoProto, helper
 
-from engines.export_frames import FrameSize, add_pixels, add_preprocessing
+from engines.export_frames import add_preprocessing
 from engines.export_gates import Decision, add_gate, add_last_answer
 from engines.export_nodes import Nodes
+from kernels.frames import Size
+from runtime.preprocess import network_input
 from runtime.schema import CascadeSpec, Preprocessing, StageInput, Threshold
 
 
@@ -32,7 +34,7 @@ class Layout:
     thresholds
         One per gate.
     size
-        Of the frames.
+        Height and width of the frames.
     batch
         A fixed number of frames; None leaves it open.
     wide_stage
@@ -41,7 +43,7 @@ class Layout:
 
     spec: CascadeSpec
     thresholds: tuple[Threshold, ...]
-    size: FrameSize
+    size: Size
     batch: int | None = None
     wide_stage: bool = False
 
@@ -54,6 +56,7 @@ class _Answers(NamedTuple):
     stage: str
 
 
+_PIXELS = "frames:pixels"
 _KINDS: tuple[int, ...] = (TensorProto.INT64, TensorProto.FLOAT, TensorProto.INT32)
 
 
@@ -66,7 +69,8 @@ def cascade_graph(layout: Layout, parts: list[GraphProto], opset: int) -> GraphP
         One graph per stage, all its names beginning with the stage's own and ``/``.
     """
     nodes = Nodes(opset)
-    add_pixels(nodes.within("frames:"), "frames")
+    # To f32 at once, since TensorRT moves no u8 tensors around.
+    nodes.add("Cast", _PIXELS, "frames", to=TensorProto.FLOAT)
     answers = _Assembly(layout, parts).add_stage(0, nodes)
     stage_kind = TensorProto.INT32 if layout.wide_stage else TensorProto.INT8
     nodes.add("Cast", "label", answers.label, to=TensorProto.INT32)
@@ -152,10 +156,10 @@ class _Assembly:
                 return self._add_gather(nodes, self._prepared[earlier][wanted], earlier, index)
         ready = add_preprocessing(
             nodes,
-            self._add_gather(nodes, "frames:pixels", 0, index),
+            self._add_gather(nodes, _PIXELS, 0, index),
             self._layout.size,
-            colour=self._spec.input.colour,
-            wanted=wanted,
+            pixels=self._spec.input.pixels,
+            network=network_input(wanted),
         )
         self._prepared[index][wanted] = ready
         return ready

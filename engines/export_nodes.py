@@ -41,10 +41,10 @@ class Nodes:
         return Nodes(self._opset)
 
     def within(self, prefix: str) -> Nodes:
-        """Return the same nodes, but that names given to them get a prefix."""
+        """Return the same nodes, but that names given to them get a further prefix."""
         view = Nodes(self._opset)
         view._nodes, view._constants, view._sparse = self._nodes, self._constants, self._sparse
-        view._prefix = prefix
+        view._prefix = self._prefix + prefix
         return view
 
     def add(self, kind: str, name: str, *inputs: Operand, **attributes: Any) -> str:
