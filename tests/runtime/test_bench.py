@@ -128,7 +128,8 @@ def test_memory_of_both_processes_is_measured(tmp_path):
 
 def test_peak_memory_is_of_the_measured_process_and_not_of_the_one_that_started_it():
     ballast = np.ones(100_000_000)
-    peak = measure_memory(demo_folder(), TEST_DATA, batch=32, threads=1)
+    forms = ("fp32",) * 3
+    peak = measure_memory(demo_folder(), TEST_DATA, forms, batch=32, threads=1)
     assert max(peak) < ballast.nbytes
 
 
