@@ -47,7 +47,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
         gpu.check_pycuda,
         gpu.check_cuda_bindings,
     ),
-    "Bundle": (bundle.check_bundle, bundle.check_frames, bundle.check_plans),
+    "Bundle": (bundle.check_bundle, bundle.check_plans),
 }
 
 
@@ -67,10 +67,8 @@ def verdict(sections: list[Section]) -> Verdict:
     """Return on what cascades can run, by what was found."""
     found = [finding for section in sections for finding in section.findings]
     fine = {finding.name for finding in found if finding.status == "ok"}
-    wrong = {finding.name for finding in found if finding.status == "problem"}
-    cpu = {"python", "tinysaver", "numpy", "onnxruntime"} <= fine
-    if wrong & {"bundle", "frames"}:
-        cpu = False
+    broken = any(item.name == "bundle" and item.status == "problem" for item in found)
+    cpu = {"python", "tinysaver", "numpy", "onnxruntime"} <= fine and not broken
     tensorrt = bool({"tensorrt", "tensorrt_rtx"} & fine)
     return Verdict(cpu, cpu and tensorrt and {"driver", "pycuda"} <= fine)
 

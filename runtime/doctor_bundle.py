@@ -62,22 +62,6 @@ def check_bundle(examination: Examination) -> Iterator[Finding]:
     yield Finding("bundle", "problem", text, cause, fix, facts)
 
 
-def check_frames(examination: Examination) -> Iterator[Finding]:
-    """Refuse a bundle that resizes its frames where cv2 is missing."""
-    if not is_open(examination.bundle) or examination.answers["opencv"].works:
-        return
-    spec = examination.bundle.spec
-    resized = [s.name for s in spec.stages if s.preprocessing.size != spec.input.shape[:2]]
-    if resized:
-        yield Finding(
-            "frames",
-            "problem",
-            f"resized for {', '.join(resized)}",
-            cause="resizing on the CPU needs cv2",
-            fix="See the line of opencv",
-        )
-
-
 def is_open(bundle: object) -> TypeGuard[Bundle]:
     """Return whether a bundle is named and could be opened."""
     return bundle is not None and not isinstance(bundle, Finding)

@@ -133,7 +133,7 @@ def check_opencv(examination: Examination) -> Finding:
         fix = f"{examination.pip} 'opencv-python-headless>=4.5'"
         if "cv2" in hidden_packages(examination):
             fix = show_system_packages(examination)
-        cause = "resizing, pictures and cameras need it"
+        cause = "pictures and cameras need it, and frames are resized more slowly without"
         return Finding("opencv", "warning", "not installed", cause, fix)
     if answer.state == "broken":
         reason = explain(answer.error, pip=examination.pip, package="opencv-python-headless")

@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 from runtime.bundle import load_bundle
-from runtime.doctor_bundle import check_bundle, check_frames, check_plans, open_bundle
+from runtime.doctor_bundle import check_bundle, check_plans, open_bundle
 from runtime.plans import (
     Machine,
     PlanKey,
@@ -80,7 +80,7 @@ def test_a_bundle_tells_its_stages_and_forms(machine, make_bundle):
 
 def test_no_bundle_is_no_finding(machine):
     examination = machine.examination(bundle=open_bundle(None))
-    for check in (check_bundle, check_frames, check_plans):
+    for check in (check_bundle, check_plans):
         assert list(check(examination)) == []
 
 
@@ -102,18 +102,6 @@ def test_a_bundle_without_thresholds_is_a_problem(machine, make_bundle):
     (finding,) = check_bundle(machine.examination(bundle=open_bundle(folder)))
     assert finding.status == "problem"
     assert "tinysaver threshold" in finding.fix
-
-
-def test_a_bundle_that_resizes_needs_cv2(machine, make_bundle, stage):
-    large = {"size": [4, 6], "colour": "grey", "mean": [0.0], "std": [1.0]}
-    folder = make_bundle("echo", stage("wide", preprocessing=large))
-    (finding,) = check_frames(machine.examination(bundle=open_bundle(folder)))
-    assert (finding.status, finding.found) == ("problem", "resized for wide")
-    plain = open_bundle(make_bundle("echo", "negated"))
-    assert list(check_frames(machine.examination(bundle=plain))) == []
-    machine.package("cv2", "__version__ = '4'\ndef getBuildInformation(): return ''")
-    examination = machine.examination("opencv", bundle=open_bundle(folder))
-    assert list(check_frames(examination)) == []
 
 
 def test_plans_that_fit_are_fine(machine, make_bundle):
