@@ -13,31 +13,35 @@ from torch import Tensor, nn
 
 
 class Attention(nn.Module):
-    """Self-attention with ``heads`` heads; ``f32 [n, tokens, width]`` in and out."""
+    """Self-attention with ``heads`` heads; ``f32 [n, tokens, width]`` in and out.
 
-    def __init__(self, width: int, heads: int) -> None:
+    Sizes but n are numbers here, so that the exported graph computes no shapes.
+    """
+
+    def __init__(self, tokens: int, width: int, heads: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.tokens, self.width, self.heads = tokens, width, heads
         self.inputs = nn.Linear(width, 3 * width)
         self.output = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the tokens, each a mixture of all."""
-        n, tokens, width = x.shape
-        depth = width // self.heads
-        parts = self.inputs(x).reshape(n, tokens, 3, self.heads, depth).permute(2, 0, 3, 1, 4)
-        query, key, value = parts.unbind(0)
+        depth = self.width // self.heads
+        split = (-1, self.tokens, self.heads, depth)
+        query, key, value = (
+            part.reshape(split).transpose(1, 2) for part in self.inputs(x).split(self.width, -1)
+        )
         weights = (query * depth**-0.5 @ key.transpose(-2, -1)).softmax(-1)
-        mixed = (weights @ value).transpose(1, 2).reshape(n, tokens, width)
+        mixed = (weights @ value).transpose(1, 2).reshape(-1, self.tokens, self.width)
         return cast(Tensor, self.output(mixed))
 
 
 class Block(nn.Module):
     """Attention, then a two-layer network per token, each normalised before and added."""
 
-    def __init__(self, width: int, heads: int, hidden: int) -> None:
+    def __init__(self, tokens: int, width: int, *, heads: int, hidden: int) -> None:
         super().__init__()
-        self.attention = nn.Sequential(nn.LayerNorm(width), Attention(width, heads))
+        self.attention = nn.Sequential(nn.LayerNorm(width), Attention(tokens, width, heads))
         self.network = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)
         )
@@ -57,7 +61,8 @@ class Tokens(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the tokens, row by row."""
-        return x.flatten(2).transpose(1, 2) + self.position
+        _, count, width = self.position.shape
+        return x.reshape(-1, width, count).transpose(1, 2) + self.position
 
 
 class MeanOfTokens(nn.Module):
@@ -79,7 +84,7 @@ def vision_transformer(width: int, depth: int, *, heads: int = 4) -> nn.Sequenti
     return nn.Sequential(
         *stem,
         Tokens(49, width),
-        *(Block(width, heads, 2 * width) for _ in range(depth)),
+        *(Block(49, width, heads=heads, hidden=2 * width) for _ in range(depth)),
         nn.LayerNorm(width),
         MeanOfTokens(),
         nn.Linear(width, 10),

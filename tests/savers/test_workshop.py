@@ -139,6 +139,20 @@ def test_a_vision_transformer_counts_its_attention():
     assert count_macs(NETWORKS["vit-64"]()) == stem + 4 * block + 64 * 10
 
 
+def test_exported_graphs_compute_no_shapes_and_cost_what_their_networks_count():
+    import onnx
+
+    from engines.macs import count_macs as count_nodes
+    from savers.networks import NETWORKS, count_macs
+    from savers.workshop import export_onnx
+
+    for name in ("vit-64", "separable-16", "plain-16", "strided-8", "resnet-8"):
+        network = NETWORKS[name]()
+        graph = onnx.load_from_string(export_onnx(network))
+        assert not {"Shape", "Gather", "Expand"} & {node.op_type for node in graph.graph.node}
+        assert count_nodes(graph, {"input": (1, 1, 28, 28)}).total == count_macs(network), name
+
+
 def test_separable_convolutions_count_each_channel_once():
     from savers.networks import count_macs, separable_conv
 
