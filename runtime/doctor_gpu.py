@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from kernels.nvrtc import OLDEST_MAJOR
 from runtime.doctor_checks import Examination, Finding, explain
 from runtime.doctor_software import hidden_packages, show_system_packages
 from runtime.doctor_system import Answer
@@ -46,8 +47,12 @@ def check_driver(examination: Examination) -> Finding:
             f"{gpu['name']} ({gpu['architecture']}, {gpu['memory_bytes'] / 2**30:.1f} GiB)"
             for gpu in gpus
         )
+        text = f"{f'{version}, ' if version else ''}up to CUDA {answer.facts['cuda']}: {named}"
+        if gpus and examination.driver_cuda[0] < OLDEST_MAJOR:
+            cause = f"CUDA {OLDEST_MAJOR} is the oldest that works"
+            fix = "Install a newer driver; on a Jetson, JetPack 6 or newer"
+            return Finding("driver", "problem", text, cause, fix, facts)
         if gpus:
-            text = f"{f'{version}, ' if version else ''}up to CUDA {answer.facts['cuda']}: {named}"
             return Finding("driver", "ok", text, facts=facts)
     return _driver_problem(examination, answer.error or "CUDA_ERROR_NO_DEVICE: no GPU")
 

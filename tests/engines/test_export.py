@@ -75,6 +75,18 @@ def test_the_demo_answers_as_its_cascade(demo, demo_file, images, batch):
     assert stages == {0, 1, 2}
 
 
+def test_quantised_stages_answer_as_their_cascade(demo, images, tmp_path):
+    forms = ("fp32", "int8_host", "int8_host")
+    exported = export_onnx(demo, tmp_path / "cascade.onnx", forms=forms)
+    label, _, stage = session(exported.file).run(None, {"frames": images})
+    with Cascade.load(demo, forms=forms, batch=len(images)) as cascade:
+        expected = cascade.run(images)
+    assert set(stage.tolist()) == {0, 1, 2}
+    assert label.tolist() == expected.label.tolist()
+    assert stage.tolist() == expected.stage.tolist()
+    assert exported.certification == "not certified for this form"
+
+
 @pytest.mark.parametrize(
     ("thresholds", "stage"), [((0.0, 0.0), 0), ((1.0, 0.0), 1), ((1.0, 1.0), 2)]
 )

@@ -87,6 +87,12 @@ def test_the_open_kernel_module_is_read_too(pc):
     assert check_driver(pc.examination("driver")).facts["version"] == "540.4.0"
 
 
+def test_a_driver_that_is_too_old_is_a_problem(machine):
+    machine.driver(version=11040)
+    finding = check_driver(machine.examination("driver"))
+    assert_is(finding, "problem", "up to CUDA 11.4", "CUDA 12 is the oldest", "JetPack 6")
+
+
 def test_a_gpu_without_a_driver_is_a_warning(machine):
     gpu_of_a_pc(machine)
     assert_is(check_driver(machine.examination("driver")), "warning", fix="Install the driver")
