@@ -13,8 +13,9 @@ from onnx import TensorProto, helper
 from engines.batch import AXIS_NAME, batch_axis, free_batch
 from engines.description import describe
 from engines.errors import UnsupportedModel
-from engines.onnx_file import OnnxFile, nested_nodes, read_onnx
+from engines.onnx_file import OnnxFile, read_onnx
 from engines.onnx_model import OnnxModel, Tensor
+from engines.pruning import drop_unneeded
 from runtime.schema import Preprocessing
 
 Size = tuple[int, int]
@@ -220,14 +221,7 @@ def _select(proto: onnx.ModelProto, logits: str) -> list[str]:
     dropped = ", ".join(info.name for info in graph.output)
     del graph.output[:]
     graph.output.append(helper.make_tensor_value_info(logits, TensorProto.FLOAT, None))
-    needed, nodes = {logits}, []
-    for node in reversed(graph.node):
-        if needed.intersection(node.output):
-            nodes.append(node)
-            # Graphs inside a node read tensors of this one without naming them as its inputs.
-            needed.update(name for part in nested_nodes([node]) for name in part.input)
-    del graph.node[:]
-    graph.node.extend(reversed(nodes))
+    drop_unneeded(graph)
     return [f"output {logits} in place of {dropped}"]
 
 
