@@ -13,6 +13,7 @@ from runtime.doctor_gpu import (
 )
 from runtime.doctor_system import System
 from tests.runtime.fake_machine import FakeMachine
+from tests.tensorrt_double.wheels import bindings
 
 MISMATCHED = """
 import ctypes
@@ -211,6 +212,28 @@ def test_a_library_of_another_version_is_a_problem(pc, number, status):
     pc.package("tensorrt", MISMATCHED.format(library=library))
     finding = check_tensorrt(pc.examination("driver", "tensorrt"))
     assert_is(finding, status, str(library), "" if status == "ok" else "it loads is 10.16.0")
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "10.3.0", "11.4.0.106"])
+@pytest.mark.parametrize("libraries", [True, False])
+def test_the_real_bindings_over_libraries_that_are_stubs_or_missing(pc, version, libraries):
+    """As far as a machine without TensorRT can show it: the real classes, over empty functions."""
+    real = bindings(version)
+    pc.package(
+        "tensorrt", "from tensorrt_bindings import *\nfrom tensorrt_bindings import __version__"
+    )
+    environ = dict(pc.system().environ)
+    if libraries:
+        environ["LD_LIBRARY_PATH"] += f":{real / 'libraries'}"
+    path = (str(pc.site), str(real), *System().import_path)
+    finding = check_tensorrt(
+        pc.examination("driver", "tensorrt", environ=environ, import_path=path)
+    )
+    if libraries:
+        assert_is(finding, "problem", version, "factory function returned nullptr")
+        assert f"{real}/libraries/libnvinfer.so" in finding.facts["library"]
+    else:
+        assert_is(finding, "problem", "does not import", "its library libnv")
 
 
 def test_version_8_counts_its_library_in_thousands(pc):
