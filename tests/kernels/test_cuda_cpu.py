@@ -318,6 +318,8 @@ def test_limits_are_kept() -> None:
     for grid in [(0, 1, 1), (1, 65536, 1), (1, 1, 65536), (2**31, 1, 1)]:
         with pytest.raises(EmulationError, match="number_threads: a grid that no GPU takes"):
             Toy("number_threads", words=1).run(grid, threads=1)
+    with pytest.raises(EmulationError, match="more blocks than the emulation can run"):
+        Toy("number_threads", words=1).run((2**31 - 1, 65535, 65535), threads=1)
 
 
 def test_arguments_of_another_size_are_refused() -> None:

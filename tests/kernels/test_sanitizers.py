@@ -10,11 +10,28 @@ import pytest
 
 from kernels.launch import Launch
 from tests.cuda_cpu import build
+from tests.cuda_cpu.emulation import KERNELS
 from tests.cuda_cpu.standalone import StandaloneMachine
 from tests.kernels.every_kernel import RUNS, kernel_names
 
 # Of the others a run of scripts/test would have to wait for the build of gate.cu.
 QUICK = ("gather_16", "select_bucket")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built(request: pytest.FixtureRequest) -> None:
+    """Build what the selected tests need, two modules at a time."""
+    chosen = [
+        item.callspec.params
+        for item in request.session.items
+        if item.path == request.path and hasattr(item, "callspec")
+    ]
+    build.modules(
+        dict.fromkeys(
+            (KERNELS / f"{params['kernel'].split('_')[0]}.cu", params["variant"])
+            for params in chosen
+        )
+    )
 
 
 class Recorder(StandaloneMachine):

@@ -77,6 +77,20 @@ def test_a_kernel_that_does_not_end_is_stopped(monkeypatch) -> None:
         run("endless", build.PLAIN)
 
 
+def test_where_addresses_are_too_random_for_the_sanitizer_they_are_not_randomised(
+    monkeypatch, tmp_path
+) -> None:
+    driver = tmp_path / "driver"
+    driver.write_text(
+        "#!/bin/sh\n"
+        # Bit 18 of the personality is ADDR_NO_RANDOMIZE.
+        "case $(cat /proc/self/personality) in *4????) exit 0;; esac\n"
+        "echo 'FATAL: ThreadSanitizer: unexpected memory mapping 0x1-0x2' >&2\nexit 66\n"
+    )
+    driver.chmod(0o755)
+    standalone._run_driver(driver)
+
+
 @pytest.mark.slow
 @in_every_order
 @one_block_or_all_at_a_time

@@ -13,6 +13,8 @@
 namespace cuda_cpu {
 namespace {
 
+constexpr std::uint64_t MOST_BLOCKS = 1 << 26;
+
 std::mutex one_launch;  // at a time
 
 std::vector<Entry>& kernels() {
@@ -27,9 +29,11 @@ std::string refusal(const Entry* kernel, const char* name, const cuda_cpu_shape&
   if (!threads || threads > kernel->most_threads)
     return std::string(name) + ": " + std::to_string(threads) + " threads a block, expected 1 to " +
            std::to_string(kernel->most_threads);
-  const bool fits = shape.grid[0] <= 0x7fffffff && shape.grid[1] <= 65535 && shape.grid[2] <= 65535;
-  if (!fits || !shape.grid[0] || !shape.grid[1] || !shape.grid[2])
+  const auto [x, y, z] = shape.grid;
+  if (!x || !y || !z || x > 0x7fffffff || y > 65535 || z > 65535)
     return std::string(name) + ": a grid that no GPU takes";
+  if (std::uint64_t(x) * y * z > MOST_BLOCKS)
+    return std::string(name) + ": more blocks than the emulation can run in a reasonable time";
   return "";
 }
 
