@@ -113,3 +113,23 @@ def test_select_of_an_empty_round_runs_nothing() -> None:
     index = machine.upload(np.array([3], np.int32))
     machine.run(ops.select(index, [5, 6, 7], is_switch=False))
     assert [value for _, value in machine.launcher.launched[0].conditionals] == [0, 0, 0]
+
+
+def test_gather_of_a_tensor_above_two_gigabytes() -> None:
+    """Only the rows that are copied are ever touched; both lie past 2^31 bytes."""
+    rows, row_bytes = 2060, 2**20
+    tensor = np.zeros((rows, row_bytes), np.uint8)
+    idx = np.array([2050, 2059], np.int32)
+    tensor[idx] = np.array([[7], [9]], np.uint8)
+    target = np.zeros((2, row_bytes), np.uint8)
+    machine = emulated()
+    escalated = ops.Escalated(
+        machine.upload(idx),
+        machine.upload(np.array([2], np.int32)),
+        machine.upload(np.array([2], np.int32)),
+        largest=2,
+        rounds=1,
+    )
+    pair = [ops.DeviceArray(a.ctypes.data, a.dtype, a.shape) for a in (tensor, target)]
+    machine.run(ops.gather([(pair[0], pair[1])], escalated))
+    np.testing.assert_array_equal(target, tensor[idx])

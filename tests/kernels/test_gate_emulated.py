@@ -202,7 +202,7 @@ def test_three_gates_chained_through_row_maps() -> None:
     assert (machine.download(first.outputs.label)[rows] == -77).all()
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
 @given(
     rows=st.integers(1, 300),
     classes=st.integers(2, 300),

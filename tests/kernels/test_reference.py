@@ -365,3 +365,34 @@ def test_an_unknown_score_and_a_p_below_one_are_refused():
         reference.score(np.zeros((1, 2)), "learned")
     with pytest.raises(ValueError, match=r"p: expected a number >= 1, got 0\.5"):
         reference.score(np.zeros((1, 2)), "p_norm", p=0.5)
+
+
+def test_force_is_by_sample_where_rows_are_mapped():
+    logits = np.array([[9.0, 0.0]] * 3)
+    force = np.array([0, 0, 0, 1, 0, 0], np.uint8)
+    gated = reference.gate(logits, 0.5, force=force, row_map=np.array([1, 3, 5]))
+    assert (gated.rows.tolist(), gated.idx.tolist()) == ([1], [3, -1, -1])
+
+
+def test_rows_are_of_the_stage_and_idx_of_the_batch():
+    logits = np.array([[0.0, 0.0], [9.0, 0.0], [0.0, 0.0]])
+    gated = reference.gate(logits, 0.9, row_map=np.array([4, 7, 19]))
+    assert gated.rows.tolist() == [0, 2]
+    assert gated.idx[: gated.count].tolist() == [4, 19]
+
+
+def test_bucket_index_counts_buckets_and_names_no_body_for_an_empty_round():
+    logits = np.zeros((7, 2))  # none is sure
+    logits[5:, 0] = 9.0
+    gated = reference.gate(logits, 0.9, buckets=(1, 2, 4))
+    assert (gated.bucket.tolist(), gated.bucket_index.tolist()) == ([4, 1], [2, 0])
+    sure = reference.gate(np.array([[9.0, 0.0]] * 5), 0.9, buckets=(1, 2, 4))
+    assert (sure.bucket.tolist(), sure.bucket_index.tolist()) == ([0, 0], [3, 3])
+
+
+def test_scores_that_are_given_are_compared_strictly():
+    logits = np.array([[0.0, 1.0]] * 6 + [[NAN, 1.0]])
+    scores = np.array([0.5, 0.25, 0.75, NAN, INF, -INF, 0.75])
+    gated = reference.gate(logits, 0.5, scores=scores)
+    assert gated.rows.tolist() == [0, 1, 3, 4, 5, 6]
+    assert gated.confidence[2] == 0.75

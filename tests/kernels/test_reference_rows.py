@@ -103,3 +103,24 @@ def test_scatter_uses_the_temperature():
     label, confidence = np.zeros(1, np.int32), np.zeros(1)
     reference.scatter(np.array([[2.0, 0.0]]), np.array([0]), 1, label, confidence, temperature=2.0)
     assert confidence[0] == pytest.approx(1 / (1 + math.exp(-1)), rel=1e-15)
+
+
+def test_dense_rows_by_hand():
+    """Rounds of 4: a full one, one of 2 rows filled to 3, an empty one."""
+    idx = np.array([2, 3, 5, 8, 11, 13, -1, -1])
+    rows = reference.dense_rows(idx, 6, 4, np.array([4, 3, 0]))
+    assert rows.tolist() == [2, 3, 5, 8, 11, 13, 13, -1, -1, -1, -1, -1]
+
+
+def test_dense_rows_of_an_empty_round_that_is_filled_repeat_row_zero():
+    rows = reference.dense_rows(np.array([7, -1]), 1, 1, np.array([1, 1]))
+    assert rows.tolist() == [7, 0]
+
+
+def test_scatter_adds_the_weighted_logits_of_an_earlier_stage():
+    label, confidence = np.full(3, -1, np.int32), np.zeros(3)
+    logits, other = np.array([[1.0, 0.0], [9.0, 9.0]]), np.array([[0.0, 4.0]])
+    idx = np.array([2, 9])
+    reference.scatter(logits, idx, 1, label, confidence, other=other, weight=0.5)
+    assert label.tolist() == [-1, -1, 1]  # logits 1 and 2
+    assert confidence.tolist() == [0, 0, pytest.approx(1 / (1 + math.exp(-1)))]
