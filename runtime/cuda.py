@@ -21,7 +21,7 @@ from kernels.cubins import load_cubin
 from kernels.errors import KernelError
 from kernels.launch import DeviceArray, Grid, Kernel
 from kernels.nvrtc import Target
-from runtime.driver import DriverError, ask_driver
+from runtime.driver import DriverError, ask_driver, pop_context
 from runtime.errors import ClosedError, DeviceError, DeviceMemoryError
 
 OLDEST_DRIVER = (12, 0)
@@ -31,7 +31,23 @@ _MIB = 2**20
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: no implicit order with the default stream
 
 
-class DeviceMemory:
+class _Resource:
+    """Something of a device: freed once, by whoever made it or with the device."""
+
+    def __init__(self, device: CudaDevice, native: Any, nbytes: int = 0) -> None:
+        self.device = device
+        self.native = native
+        self.nbytes = nbytes
+        device.adopt(self)
+
+    def free(self) -> None:
+        """Free it; a second call does nothing. Work that uses it must have ended."""
+        native, self.native = self.native, None
+        if native is not None:
+            self.device.release(self, native)
+
+
+class DeviceMemory(_Resource):
     """Owns memory of the device.
 
     Attributes
@@ -40,23 +56,13 @@ class DeviceMemory:
         Aligned to 256 bytes.
     """
 
-    def __init__(self, device: CudaDevice, allocation: Any, nbytes: int) -> None:
-        self._device = device
-        self._allocation = allocation
-        self.nbytes = nbytes
-        self.address = 0
+    address = 0
 
     def array(
         self, dtype: npt.DTypeLike, shape: tuple[int, ...], *, offset: int = 0
     ) -> DeviceArray:
         """Return a part of it as the kernels' launches take it; ``offset`` in bytes."""
         return DeviceArray(self.address + offset, np.dtype(dtype), shape)
-
-    def free(self) -> None:
-        """Free it; a second call does nothing. Work that uses it must have ended."""
-        allocation, self._allocation = self._allocation, None
-        if allocation is not None:
-            self._device.release(self, allocation.free)
 
 
 class PinnedMemory(DeviceMemory):
@@ -66,51 +72,44 @@ class PinnedMemory(DeviceMemory):
     ----------
     address
         As the device sees it where it is mapped, else 0.
+    host
+        u8 [nbytes], valid until it is freed.
     """
 
     def __init__(self, device: CudaDevice, host: npt.NDArray[np.uint8], nbytes: int) -> None:
         super().__init__(device, host.base, nbytes)
-        self._host = host
+        self.host = host[:nbytes]
 
     def view(
         self, dtype: npt.DTypeLike, shape: tuple[int, ...], *, offset: int = 0
     ) -> npt.NDArray[Any]:
         """Return a part of it as the host sees it; valid until it is freed."""
         nbytes = DeviceArray(0, np.dtype(dtype), shape).nbytes
-        return self._host[offset : offset + nbytes].view(dtype).reshape(shape)
+        return self.host[offset : offset + nbytes].view(dtype).reshape(shape)
 
 
-class Event:
-    """A point in a stream, owned by its device."""
-
-    def __init__(self, device: CudaDevice, event: Any) -> None:
-        self._device = device
-        self._event = event
+class Event(_Resource):
+    """Owns a point in a stream."""
 
     def record(self, stream: Stream) -> None:
         """Place it behind all that was enqueued on the stream."""
-        self._device.call(self._event.record, stream.native)
+        self.device.call(self.native.record, stream.native)
 
     def is_done(self) -> bool:
         """Return whether everything before it has ended."""
-        return bool(self._device.call(self._event.query))
+        return bool(self.device.call(self.native.query))
 
     def sync(self) -> None:
         """Wait until everything before it has ended."""
-        self._device.call(self._event.synchronize)
+        self.device.call(self.native.synchronize)
 
     def milliseconds_since(self, earlier: Event) -> float:
         """Return the time between two events that have ended and keep time."""
-        return float(self._device.call(self._event.time_since, earlier._event))
-
-    @property
-    def native(self) -> Any:
-        """The pycuda object."""
-        return self._event
+        return float(self.device.call(self.native.time_since, earlier.native))
 
 
-class Stream:
-    """A queue of work on the device, owned by it.
+class Stream(_Resource):
+    """Owns a queue of work on the device.
 
     Attributes
     ----------
@@ -119,26 +118,23 @@ class Stream:
     """
 
     def __init__(self, device: CudaDevice, stream: Any) -> None:
-        self.device = device
-        self.native = stream
+        super().__init__(device, stream)
         self.handle = int(stream.handle)
 
     def upload(self, target: DeviceArray, values: npt.NDArray[Any]) -> None:
         """Copy any values, and wait for it: for what is uploaded once."""
-        pinned = self.device.pin(values.nbytes)
-        pinned.view(values.dtype, values.shape)[...] = values
-        self.copy_in(target.address, pinned.view(np.uint8, (values.nbytes,)))
-        self.sync()
-        pinned.free()
+        with self._pinned(values.nbytes) as pinned:
+            pinned.view(values.dtype, values.shape)[...] = values
+            self.copy_in(target.address, pinned.host)
+            self.sync()
 
     def download(self, array: DeviceArray) -> npt.NDArray[Any]:
         """Return a copy of an array, after waiting for all that is enqueued."""
-        pinned = self.device.pin(array.nbytes)
-        self.copy_out(pinned.view(np.uint8, (array.nbytes,)), array.address)
-        self.sync()
-        values: npt.NDArray[Any] = pinned.view(array.dtype, array.shape).copy()
-        pinned.free()
-        return values
+        with self._pinned(array.nbytes) as pinned:
+            self.copy_out(pinned.host, array.address)
+            self.sync()
+            values: npt.NDArray[Any] = pinned.view(array.dtype, array.shape).copy()
+            return values
 
     def copy_in(self, target: int, source: npt.NDArray[Any]) -> None:
         """Enqueue a copy from pinned memory, which must stay as it is until the copy has ended."""
@@ -165,6 +161,14 @@ class Stream:
     def sync(self) -> None:
         """Wait until everything enqueued has ended."""
         self.device.call(self.native.synchronize)
+
+    @contextmanager
+    def _pinned(self, nbytes: int) -> Iterator[PinnedMemory]:
+        memory = self.device.pin(nbytes)
+        try:
+            yield memory
+        finally:
+            memory.free()
 
 
 class CudaDevice:
@@ -197,17 +201,17 @@ class CudaDevice:
         self._process = os.getpid()
         self._lock = threading.RLock()
         self._depth = 0
-        self._context: Any = None
         self._dead = ""
-        self._owned: dict[int, DeviceMemory] = {}
+        self._owned: dict[int, _Resource] = {}
+        self._lost: list[Any] = []
         self._streams: dict[int, Stream] = {}
-        self._events: list[Event] = []
         self._modules: dict[str, Any] = {}
         self._functions: dict[str, Any] = {}
         self.call(self.driver.init)
-        self._native = self.call(self.driver.Device, index)
-        self._context = self.call(self._native.retain_primary_context)
-        self.shares_memory = bool(self.attribute("INTEGRATED"))
+        native = self.call(self.driver.Device, index)
+        attribute = self.driver.device_attribute.INTEGRATED
+        self.shares_memory = bool(self.call(native.get_attribute, attribute))
+        self._context: Any = self.call(native.retain_primary_context)
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -229,14 +233,19 @@ class CudaDevice:
             if self._context is None:
                 raise ClosedError("This GPU device is closed. Load the cascade again.")
             if self._depth == 0:
-                self._context.push()
+                self.call(self._context.push)
             self._depth += 1
             try:
                 yield
             finally:
                 self._depth -= 1
                 if self._depth == 0:
-                    self.driver.Context.pop()
+                    self.call(self.driver.Context.pop)
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether work can be enqueued: not closed, not failed, not in a forked child."""
+        return self._context is not None and not self._dead and os.getpid() == self._process
 
     def call(self, function: Callable[..., _T], *arguments: Any) -> _T:
         """Call the driver: the one place where its errors become ours.
@@ -246,23 +255,32 @@ class CudaDevice:
         DeviceMemoryError
             When memory ran out.
         DeviceError
-            For any other error. Most end the context: then everything fails until the process ends.
+            For any other error. Some end the context: then everything fails until the process ends.
         """
-        if self._dead:
-            raise DeviceError(self._dead)
         try:
             return function(*arguments)
         except self.driver.MemoryError as error:
-            raise DeviceMemoryError(f"{self.gpu.name}: out of memory: {error}.") from None
-        except self.driver.LogicError as error:
-            raise DeviceError(f"{self.gpu.name}: {error}.") from None
+            problem: DeviceError = DeviceMemoryError(f"{self.gpu.name}: out of memory: {error}.")
         except self.driver.Error as error:
+            problem = self.failure(str(error))
+        del function, arguments  # what they refer to must not live as long as the exception
+        raise problem
+
+    def failure(self, text: str) -> DeviceError:
+        """Return the exception for a call that failed; look whether the context has ended."""
+        if self._dead:
+            return DeviceError(self._dead)
+        try:
+            if self._depth:
+                self.driver.mem_get_info()
+        except self.driver.Error:
             self._dead = (
-                f"{self.gpu.name}: {error}. Work on the GPU has failed, and with it the context of "
+                f"{self.gpu.name}: {text}. Work on the GPU has failed, and with it the context of "
                 "this process: start the process anew. To find the cause: "
                 "python -m runtime.verify BUNDLE --device cuda"
             )
-            raise DeviceError(self._dead) from None
+            return DeviceError(self._dead)
+        return DeviceError(f"{self.gpu.name}: {text}.")
 
     def allocate(self, nbytes: int, purpose: str = "") -> DeviceMemory:
         """Return memory of the device, aligned to 256 bytes, its content undefined.
@@ -273,7 +291,7 @@ class CudaDevice:
             When there is not enough: says how much was asked for, what for, and how much is free.
         """
         try:
-            allocation = self.call(self.driver.mem_alloc, max(1, nbytes))
+            native = self.call(self.driver.mem_alloc, max(1, nbytes))
         except DeviceMemoryError:
             free, total = self.call(self.driver.mem_get_info)
             raise DeviceMemoryError(
@@ -281,9 +299,8 @@ class CudaDevice:
                 f"{' for ' + purpose if purpose else ''}, {free / _MIB:.1f} of "
                 f"{total / _MIB:.1f} MiB are free. Use a smaller batch, or end other processes."
             ) from None
-        memory = DeviceMemory(self, allocation, nbytes)
-        memory.address = int(allocation)
-        self._owned[id(memory)] = memory
+        memory = DeviceMemory(self, native, nbytes)
+        memory.address = int(native)
         return memory
 
     def pin(self, nbytes: int, *, mapped: bool = False) -> PinnedMemory:
@@ -292,7 +309,6 @@ class CudaDevice:
         host = self.call(self.driver.pagelocked_empty, max(1, nbytes), np.uint8, "C", flags)
         host.fill(0)
         memory = PinnedMemory(self, host, nbytes)
-        self._owned[id(memory)] = memory
         if mapped:
             memory.address = int(self.call(host.base.get_device_pointer))
         return memory
@@ -306,9 +322,7 @@ class CudaDevice:
     def event(self, *, timed: bool = False) -> Event:
         """Return a new event; only a ``timed`` one can tell milliseconds."""
         flags = 0 if timed else self.driver.event_flags.DISABLE_TIMING
-        event = Event(self, self.call(self.driver.Event, flags))
-        self._events.append(event)
-        return event
+        return Event(self, self.call(self.driver.Event, flags))
 
     def load(self, module: str) -> None:
         """Load the kernels of one ``.cu`` file, from a cubin for this GPU.
@@ -325,7 +339,8 @@ class CudaDevice:
             cubin = load_cubin(module, target)
         except KernelError as error:
             raise DeviceError(str(error)) from None
-        self._modules[module] = self.call(self.driver.module_from_buffer, cubin)
+        with self.active():
+            self._modules[module] = self.call(self.driver.module_from_buffer, cubin)
 
     def launch(
         self, kernel: Kernel, grid: Grid, arguments: ctypes.Structure, *, stream: int
@@ -339,38 +354,65 @@ class CudaDevice:
         native = self._streams[stream].native
         self.call(function.prepared_async_call, grid, block, native, bytes(arguments))
 
-    def release(self, memory: DeviceMemory, free: Callable[[], None]) -> None:
-        """Free what `DeviceMemory` owns; with a dead context its memory is gone already."""
-        self._owned.pop(id(memory), None)
-        if not self._dead:
-            with self.active():
-                self.call(free)
+    def adopt(self, resource: _Resource) -> None:
+        """Own what was made."""
+        self._owned[id(resource)] = resource
 
-    def attribute(self, name: str) -> int:
-        """Return an attribute of the device by its name in pycuda."""
-        attribute = getattr(self.driver.device_attribute, name)
-        return int(self.call(self._native.get_attribute, attribute))
+    def release(self, resource: _Resource, native: Any) -> None:
+        """Free what a resource held; with a dead context it is gone already."""
+        self._owned.pop(id(resource), None)
+        if not self.is_usable:
+            self._lost.append(native)
+            return
+        with self.active():
+            if isinstance(resource, DeviceMemory):
+                self.call(native.free)
+            elif isinstance(resource, Stream):
+                self._streams.pop(resource.handle, None)
+            del native  # pycuda frees streams and events with the last reference
 
     @property
     def owned_bytes(self) -> int:
         """Memory of device and host that is allocated through it."""
-        return sum(memory.nbytes for memory in self._owned.values())
+        return sum(resource.nbytes for resource in self._owned.values())
 
     def close(self) -> None:
-        """Wait for work in flight and free everything; a second call does nothing."""
+        """Wait for work in flight and free everything; a second call does nothing.
+
+        Raises
+        ------
+        DeviceError
+            When work in flight fails; everything is freed all the same.
+        """
         if self._context is None or os.getpid() != self._process:
             return
+        with self._lock:
+            try:
+                if self.is_usable:
+                    self._free_all()
+            finally:
+                self._detach()
+
+    def _free_all(self) -> None:
         with self.active():
             try:
-                if not self._dead:
-                    self.call(self.driver.Context.synchronize)
+                self.call(self.driver.Context.synchronize)
             finally:
-                for memory in list(self._owned.values()):
-                    memory.free()
-                for resources in (self._events, self._streams, self._functions, self._modules):
-                    resources.clear()
+                for resource in list(self._owned.values()):
+                    resource.free()
+                self._functions.clear()
+                self._modules.clear()
+
+    def _detach(self) -> None:
+        """Release the context. What still refers to it is then dropped without a driver call."""
         context, self._context = self._context, None
-        context.detach()
+        try:
+            context.push()  # pycuda releases only the context that is current
+            pop_context()  # which it then takes from its own stack, not from the driver's
+        finally:
+            context.detach()
+        for held in (self._owned, self._lost, self._streams, self._functions, self._modules):
+            held.clear()
 
 
 def _ask(index: int) -> tuple[Any, tuple[int, int]]:

@@ -100,6 +100,17 @@ def wait_for_stream(stream: int, other: int) -> None:
         library.call("cuEventDestroy_v2", event)
 
 
+def pop_context() -> None:
+    """Take the current context from the thread's stack, as pycuda alone does not.
+
+    Raises
+    ------
+    DriverError
+        When there is none.
+    """
+    _Library().call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
+
+
 def board() -> str | None:
     """Return the name of the board, as ``NVIDIA Jetson AGX Orin Developer Kit``; None on a PC.
 

@@ -1,16 +1,19 @@
 """Modules and kernels of the double: a cubin's kernels are run by the CPU emulation.
 
-The cubin itself is not executed. Its ELF symbols name the kernels in it, and the emulation has built
+The cubin itself is not executed. Its sections name the kernels in it, and the emulation has built
 the same sources; so what runs is what the file says, if it was compiled from these sources.
 """
 
 from __future__ import annotations
 
 import ctypes
+import re
 
 from kernels.launch import Grid, Kernel
-from tests.cuda_cpu.emulation import KERNELS, EmulatedLauncher
-from tests.cuda_double.work import Span, Touched
+from tests.cuda_cpu.emulation import KERNELS, Conditional, EmulatedLauncher
+from tests.cuda_double.work import Touched
+
+_SECTION = re.compile(rb"\0\.text\.(\w+)(?=\0)")
 
 
 class Kernels:
@@ -20,31 +23,27 @@ class Kernels:
         self._launcher = EmulatedLauncher()
         self._modules = [path.stem for path in sorted(KERNELS.glob("*.cu"))]
 
-    def of(self, cubin: bytes) -> dict[str, str]:
-        """Return the kernels in a cubin, each with its module."""
-        found = {}
-        for module in self._modules:
-            for name in self._launcher.names(module):
-                if b"\0.text." + name.encode() + b"\0" in cubin:
-                    found[name] = module
-        return found
+    def of(self, cubin: bytes) -> dict[str, Kernel]:
+        """Return the kernels of a cubin; threads of a block are not known yet."""
+        names = {name.decode() for name in _SECTION.findall(cubin)}
+        return {
+            name: Kernel(module, name)
+            for module in self._modules
+            for name in names
+            if self._launcher.has(module, name)
+        }
 
     def launch(
-        self, name: str, module: str, shape: tuple[Grid, int], arguments: bytes
-    ) -> tuple[Touched, list[tuple[int, int]]]:
+        self, kernel: Kernel, grid: Grid, arguments: bytes
+    ) -> tuple[Touched, tuple[Conditional, ...]]:
         """Run a kernel; return what it touched, and the conditional handles that it set."""
-        grid, threads = shape
         buffer = ctypes.create_string_buffer(arguments, len(arguments))
-        structure = _as_structure(buffer)
-        self._launcher.launch(Kernel(module, name, threads), grid, structure, stream=0)
-        done = self._launcher.launched.pop()
-        touched = Touched(
-            [Span(*span) for span in done.spans_read], [Span(*span) for span in done.spans_written]
-        )
-        return touched, [(call.handle, call.value) for call in done.conditionals]
+        self._launcher.launch(kernel, grid, _as_structure(buffer), stream=0)
+        launched = self._launcher.launched.pop()
+        return Touched(*self._launcher.touched(kernel.module)), launched.conditionals
 
 
 def _as_structure(buffer: ctypes.Array) -> ctypes.Structure:
-    fields = (("bytes", ctypes.c_char * len(buffer)),)
+    fields = (("content", ctypes.c_char * len(buffer)),)
     kind = type("Arguments", (ctypes.Structure,), {"_fields_": fields})
     return kind.from_buffer(buffer)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import bisect
 import ctypes
+import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.cuda_double.work import Span
+from tests.cuda_cpu.emulation import Span
 
 POISON = 0xA5
 _ALIGNMENT = 256
@@ -15,7 +16,7 @@ _ALIGNMENT = 256
 
 @dataclass
 class Block:
-    """One allocation. ``kind`` is ``device``, ``pinned`` or ``mapped``, which is pinned too."""
+    """One allocation. ``kind`` is ``device``, ``pinned``, or ``mapped``, which is pinned too."""
 
     start: int
     nbytes: int
@@ -31,20 +32,18 @@ class Block:
 class Memory:
     """All allocations by address. Device memory is host memory that only the double hands out."""
 
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
+    def __init__(self) -> None:
         self._starts: list[int] = []
         self._blocks: dict[int, Block] = {}
 
     @property
     def used(self) -> int:
         """Bytes of device memory that are allocated."""
-        return sum(block.nbytes for block in self._blocks.values() if block.kind == "device")
+        return sum(block.nbytes for block in self.blocks("device"))
 
-    @property
-    def live(self) -> list[Block]:
-        """What is allocated."""
-        return list(self._blocks.values())
+    def blocks(self, *kinds: str) -> list[Block]:
+        """Return what is allocated, of some kinds or all."""
+        return [block for block in self._blocks.values() if not kinds or block.kind in kinds]
 
     def allocate(self, nbytes: int, kind: str) -> Block:
         """Return a new block, poisoned."""
@@ -66,6 +65,11 @@ class Memory:
         ctypes.memset(start, POISON, block.nbytes)
         return True
 
+    def clear(self) -> None:
+        """Forget all blocks."""
+        self._starts.clear()
+        self._blocks.clear()
+
     def find(self, start: int, nbytes: int, *kinds: str) -> Block | None:
         """Return the block that holds all of some bytes, if there is one."""
         index = bisect.bisect_right(self._starts, start) - 1
@@ -74,6 +78,11 @@ class Memory:
         block = self._blocks[self._starts[index]]
         inside = block.start <= start and start + nbytes <= block.stop
         return block if inside and (not kinds or block.kind in kinds) else None
+
+    def allocation(self, address: int) -> int:
+        """Return where the block of an address starts; the address itself outside of all."""
+        block = self.find(address, 1)
+        return address if block is None else block.start
 
 
 def read(start: int, nbytes: int) -> bytes:
@@ -84,6 +93,11 @@ def read(start: int, nbytes: int) -> bytes:
 def write(start: int, content: bytes) -> None:
     """Write bytes at an address."""
     ctypes.memmove(start, content, len(content))
+
+
+def checksum(start: int, nbytes: int) -> int:
+    """Return what tells whether bytes have changed."""
+    return zlib.crc32((ctypes.c_char * nbytes).from_address(start))
 
 
 def span(start: int, nbytes: int) -> Span:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from tests.cuda_double.graphs import IF, SWITCH
@@ -17,6 +16,9 @@ class Status(enum.IntEnum):
     SUCCESS = 0
     INVALID_VALUE = 1
     OUT_OF_MEMORY = 2
+    NOT_INITIALIZED = 3
+    DEINITIALIZED = 4
+    NO_DEVICE = 100
     INVALID_IMAGE = 200
     INVALID_DEVICE = 101
     INVALID_CONTEXT = 201
@@ -25,9 +27,13 @@ class Status(enum.IntEnum):
     ILLEGAL_STATE = 401
     NOT_FOUND = 500
     NOT_READY = 600
+    ILLEGAL_ADDRESS = 700
     LAUNCH_FAILED = 719
     NOT_SUPPORTED = 801
     STREAM_CAPTURE_UNSUPPORTED = 900
+    STREAM_CAPTURE_INVALIDATED = 901
+    STREAM_CAPTURE_ISOLATION = 905
+    UNKNOWN = 999
 
 
 NODE_TYPES = {
@@ -96,9 +102,14 @@ def load(address: int, kind: Any) -> int:
     return int(kind.from_address(address).value)
 
 
-def parameter_count(function: Callable[..., int]) -> int:
-    """Return how many arguments a function of the double takes."""
-    return len(inspect.signature(function).parameters)
+def u32(value: int) -> int:
+    """Return an argument of 32 bits, of which the upper half says nothing."""
+    return value & 0xFFFFFFFF
+
+
+def version_number(version: tuple[int, int]) -> int:
+    """Return a version as CUDA writes it: 12060 for 12.6."""
+    return 1000 * version[0] + 10 * version[1]
 
 
 def pointer_array(values: Sequence[int]) -> Any:

@@ -20,13 +20,16 @@ from tests.tensorrt_double.signatures import Signature, parse
 class Record:
     """What was touched, in order: calls with their arguments, and names that do not exist."""
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None, *, keep: bool = True) -> None:
         self.calls: list[dict[str, Any]] = []
         self.missing: list[str] = []
         self._path = path
+        self._keep = keep
 
     def call(self, name: str, arguments: dict[str, Any]) -> None:
-        """Record a call, or the setting of a property."""
+        """Record a call, or the setting of a property, unless calls are not to be kept."""
+        if not self._keep:
+            return
         event = {"call": name, **{key: plain(value) for key, value in arguments.items()}}
         self.calls.append(event)
         self._write(event)

@@ -6,6 +6,7 @@ integer where an enumeration stands, is an error here even where a release would
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -57,6 +58,7 @@ class Signature(NamedTuple):
             raise TypeError(f"{parameter.name}: expected {parameter.type}, got {value!r}")
 
 
+@functools.cache
 def parse(docstring: str | None, *, has_self: bool = True) -> list[Signature]:
     """Return the overloads that a docstring lists; none where it is not pybind11's.
 
@@ -106,7 +108,7 @@ def _last(kind: str) -> str:
 
 
 def _fits(kind: str, value: Any, fits: Fits) -> bool:
-    own = {"bool": bool, "str": str, "float": float}
+    own = {"bool": bool, "str": str, "float": float, "tuple": tuple, "list": list}
     if kind in own:
         return type(value) is own[kind]
     if kind in ("int", "SupportsInt"):

@@ -1,0 +1,321 @@
+"""What the running side of TensorRT would do: a plan's ONNX model is run by ONNX Runtime.
+
+It runs in the memory of the doubled driver, when the stream gets there, and declares what it reads
+and writes: tensors, scratch memory and the state of its context. Rules that real versions enforce,
+or that end in undefined behaviour there, are enforced: a shape before an address before a run, the
+range of a profile, one context per profile on 8.6 unless profiles are shared, alignment, a first
+run before a capture. Failure is None or False, and a line in the log.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from tests.cuda_cpu.emulation import Span
+from tests.cuda_double.api_modules import enqueue_engine
+from tests.cuda_double.driver import Driver
+from tests.cuda_double.memory import Block
+from tests.cuda_double.work import Touched
+from tests.tensorrt_double.building import log
+from tests.tensorrt_double.double import Module, Record
+from tests.tensorrt_double.plan_content import PlanContent
+
+_ALIGNMENT = 256
+_STATE_BYTES = 256
+_TYPES = {
+    "tensor(float)": ("FLOAT", np.float32),
+    "tensor(float16)": ("HALF", np.float16),
+    "tensor(uint8)": ("UINT8", np.uint8),
+    "tensor(int32)": ("INT32", np.int32),
+    "tensor(int64)": ("INT64", np.int64),
+    "tensor(double)": ("DOUBLE", np.float64),
+}
+
+
+class Library:
+    """The module that is doubled, and the driver it finds."""
+
+    def __init__(self, driver: Callable[[], Driver], threads: int) -> None:
+        self.driver = driver
+        self.threads = threads
+        self.module: Module  # set once it is made
+
+    @property
+    def version(self) -> str:
+        """The version of the real bindings."""
+        return str(self.module.__version__)
+
+    @property
+    def is_8(self) -> bool:
+        """Whether profiles belong to contexts."""
+        return self.version.startswith("8.")
+
+
+class Runtime:
+    """Runtime."""
+
+    native = "Runtime"
+
+    def __init__(self, library: Library, logger: Any) -> None:
+        self._library, self._logger = library, logger
+        self.engine_host_code_allowed = False
+
+    def deserialize_cuda_engine(self, serialized_engine: Any) -> Engine | None:
+        """Return an engine, or None where this version would refuse the plan."""
+        try:
+            plan = PlanContent.from_bytes(bytes(serialized_engine))
+        except ValueError as error:
+            return self.fail(f"Serialization assertion failed: {error}")
+        if plan.version != self._library.version and not plan.host_code:
+            return self.fail(
+                "The engine plan file is not compatible with this version of TensorRT, expecting "
+                f"library version {self._library.version} got {plan.version}, please rebuild."
+            )
+        if plan.host_code and not self.engine_host_code_allowed:
+            return self.fail("Host code is not allowed in engines")
+        driver = self._library.driver()
+        if driver.memory.used + len(plan.onnx) > driver.machine.memory:
+            return self.fail("Requested amount of GPU memory could not be allocated: out of memory")
+        return Engine(self._library, self, plan, driver)
+
+    def fail(self, message: str, severity: str = "ERROR") -> None:
+        """Write to the log."""
+        log(self._library.module, self._logger, severity, message)
+
+
+class Engine:
+    """ICudaEngine."""
+
+    native = "ICudaEngine"
+
+    def __init__(
+        self, library: Library, runtime: Runtime, plan: PlanContent, driver: Driver
+    ) -> None:
+        self.library, self.runtime, self.plan, self.driver = library, runtime, plan, driver
+        self.session = session(plan.onnx, library.threads)
+        self.inputs = {item.name: item for item in self.session.get_inputs()}
+        self.outputs = {item.name: item for item in self.session.get_outputs()}
+        self.tensors = {**self.inputs, **self.outputs}
+        self.users: dict[int, set[int]] = {}
+        self._weights = driver.memory.allocate(len(plan.onnx), "device")
+
+    def __del__(self) -> None:
+        self.driver.memory.free(self._weights.start, "device")
+
+    @property
+    def num_io_tensors(self) -> int:
+        """Number of inputs and outputs."""
+        return len(self.tensors)
+
+    @property
+    def num_optimization_profiles(self) -> int:
+        """Number of profiles."""
+        return len(self.plan.profiles)
+
+    @property
+    def device_memory_size(self) -> int:
+        """Bytes of scratch memory."""
+        return self.plan.scratch
+
+    @property
+    def device_memory_size_v2(self) -> int:
+        """Bytes of scratch memory."""
+        return self.plan.scratch
+
+    def get_tensor_name(self, index: int) -> str:
+        """Return a tensor's name."""
+        return list(self.tensors)[index]
+
+    def get_tensor_mode(self, name: str) -> Any:
+        """Return whether it is an input."""
+        return getattr(
+            self.library.module.real("TensorIOMode"), "INPUT" if name in self.inputs else "OUTPUT"
+        )
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        """Return its type."""
+        kind, _ = _TYPES[self.tensors[name].type]
+        return self.library.module.real("DataType").__members__[kind]
+
+    def get_tensor_shape(self, name: str) -> Any:
+        """Return its shape, -1 where it varies."""
+        sizes = [size if isinstance(size, int) else -1 for size in self.tensors[name].shape]
+        return self.library.module.real("Dims")(tuple(sizes))
+
+    def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[Any]:
+        """Return the least, best and most shape of an input."""
+        inner = self.tensors[name].shape[1:]
+        dims = self.library.module.real("Dims")
+        return [dims((batch, *inner)) for batch in self.plan.profiles[profile_index]]
+
+    def create_execution_context(self, strategy: Any) -> ExecutionContext | None:
+        """Return a context that has no scratch memory yet."""
+        if strategy.name != "USER_MANAGED":
+            raise NotImplementedError("the double has contexts with memory of the caller only")
+        return ExecutionContext(self)
+
+    def create_execution_context_without_device_memory(self) -> ExecutionContext:
+        """Return a context that has no scratch memory yet."""
+        return ExecutionContext(self)
+
+
+class ExecutionContext:
+    """IExecutionContext."""
+
+    native = "IExecutionContext"
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self._driver = engine, engine.driver
+        self._state: Block = self._driver.memory.allocate(_STATE_BYTES, "device")
+        self._scratch: tuple[int, int] | None = None
+        self._profile: int | None = None
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._addresses: dict[str, int] = {}
+        self._has_run: set[tuple[int, ...]] = set()
+
+    def __del__(self) -> None:
+        self._driver.memory.free(self._state.start, "device")
+        for users in self._engine.users.values():
+            users.discard(id(self))
+
+    @property
+    def device_memory(self) -> int:
+        """Where the scratch memory is."""
+        raise AttributeError("device_memory can only be set")
+
+    @device_memory.setter
+    def device_memory(self, address: int) -> None:
+        self.set_device_memory(address, self._engine.plan.scratch)
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        """Attach scratch memory."""
+        needed = self._engine.plan.scratch
+        if memory % _ALIGNMENT or size < needed:
+            self._fail(f"scratch of {size} bytes at {memory:#x}: it needs {needed}, aligned to 256")
+            return
+        self._scratch = (memory, needed)
+
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        """Choose a profile; shapes are then unknown."""
+        engine, driver = self._engine, self._driver
+        if not 0 <= profile_index < len(engine.plan.profiles) or stream_handle in driver.captures:
+            return self._fail(f"Profile {profile_index} cannot be set")
+        users = engine.users.setdefault(profile_index, set())
+        if engine.library.is_8 and not engine.plan.shares_profiles and users - {id(self)}:
+            return self._fail(
+                f"Profile {profile_index} has been chosen for another IExecutionContext. "
+                "Use another profileIndex or destroy the IExecutionContext that use this profile."
+            )
+        users.add(id(self))
+        self._profile, self._shapes = profile_index, {}
+        state = Span(self._state.start, self._state.stop)
+        return (
+            enqueue_engine(driver, stream_handle, "set profile", lambda: Touched([], [state])) == 0
+        )
+
+    def set_input_shape(self, name: str, shape: Any) -> bool:
+        """Set the shape of an input."""
+        sizes, item = tuple(shape), self._engine.inputs.get(name)
+        if item is None or self._profile is None:
+            return self._fail(f"setInputShape: {name}: no such input, or no profile is chosen")
+        least, _, most = self._engine.plan.profiles[self._profile]
+        if sizes[1:] != tuple(item.shape[1:]) or not least <= sizes[0] <= most:
+            return self._fail(
+                f"setInputShape: Error Code 3: API Usage Error (Set dimension {list(sizes)} for "
+                f"tensor {name} does not satisfy any optimization profiles. Valid range for "
+                f"profile {self._profile}: {least}..{most}.)"
+            )
+        self._shapes[name] = sizes
+        return True
+
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        """Set the address of a tensor."""
+        if name not in self._engine.tensors or not self._is_shaped:
+            return self._fail(f"setTensorAddress: {name}: no such tensor, or a shape is missing")
+        if memory % _ALIGNMENT:
+            return self._fail(f"setTensorAddress: {name}: {memory:#x} is not aligned to 256 bytes")
+        self._addresses[name] = memory
+        return True
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        """Enqueue a run."""
+        engine, driver = self._engine, self._driver
+        missing = set(engine.tensors) - set(self._addresses)
+        if not self._is_shaped or missing or self._scratch is None:
+            return self._fail(f"enqueueV3: not all is set: addresses of {sorted(missing)}")
+        if stream_handle not in driver.queues:
+            return self._fail("enqueueV3: the default stream, or none")
+        batch = next(iter(self._shapes.values()))[0]
+        capturing = stream_handle in driver.captures
+        if capturing and (batch,) not in self._has_run:
+            return self._fail("enqueueV3: captured before it has run once with this shape")
+        self._has_run.add((batch,))
+        run = functools.partial(
+            self._run, batch, dict(self._addresses), Span(*_span(*self._scratch))
+        )
+        if enqueue_engine(driver, stream_handle, f"{engine.plan.name} at {batch}", run):
+            return self._fail("enqueueV3: CUDA failure")
+        return True
+
+    @property
+    def _is_shaped(self) -> bool:
+        return set(self._shapes) == set(self._engine.inputs)
+
+    def _run(self, batch: int, addresses: dict[str, int], scratch: Span) -> Touched:
+        engine = self._engine
+        feeds, reads = {}, []
+        for name, item in engine.inputs.items():
+            array, part = _view(addresses[name], item, batch)
+            feeds[name] = array
+            reads.append(part)
+        state = Span(self._state.start, self._state.stop)
+        writes = [scratch, state]
+        ctypes.memset(scratch.start, 0x5A, scratch.stop - scratch.start)
+        results = engine.session.run(list(engine.outputs), feeds)
+        for (name, item), result in zip(engine.outputs.items(), results, strict=True):
+            array, part = _view(addresses[name], item, batch)
+            array[...] = result
+            writes.append(part)
+        return Touched(reads, writes)
+
+    def _fail(self, message: str) -> bool:
+        self._engine.runtime.fail(message)
+        return False
+
+
+@functools.cache
+def session(onnx: bytes, threads: int) -> ort.InferenceSession:
+    """Return a session for a model; all engines of it share one."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+
+
+def make_module(
+    real: Any, driver: Callable[[], Driver], *, record: Record, threads: int = 2
+) -> Module:
+    """Return a double of TensorRT that runs plans, over the real bindings of a version."""
+    library = Library(driver, threads)
+    behaviours = {"Runtime": functools.partial(Runtime, library)}
+    library.module = Module(real, behaviours, {}, record)
+    return library.module
+
+
+def _span(start: int, nbytes: int) -> tuple[int, int]:
+    return start, start + nbytes
+
+
+def _view(address: int, item: Any, batch: int) -> tuple[np.ndarray, Span]:
+    """Return a tensor in memory, and its bytes."""
+    _, kind = _TYPES[item.type]
+    shape = (batch, *item.shape[1:])
+    nbytes = int(np.prod(shape)) * np.dtype(kind).itemsize
+    buffer = (ctypes.c_char * nbytes).from_address(address)
+    return np.frombuffer(buffer, kind).reshape(shape), Span(address, address + nbytes)
