@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.resources
 import io
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Literal
@@ -44,16 +45,19 @@ def export(variant: Variant, path: Path, *, size: int) -> None:
     network.load_state_dict(torch.load(weights_file(variant), weights_only=True))
     network.eval()
     content = io.BytesIO()
-    torch.onnx.export(
-        network,
-        (torch.zeros(1, 3, size, size),),
-        content,
-        opset_version=OPSET,
-        dynamo=False,
-        input_names=["input"],
-        output_names=["logits"],
-        dynamic_axes={"input": {0: "n"}, "logits": {0: "n"}},
-    )
+    with warnings.catch_warnings():
+        # Of padding that it cannot fold, which is done below, and of its own age.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network,
+            (torch.zeros(1, 3, size, size),),
+            content,
+            opset_version=OPSET,
+            dynamo=False,
+            input_names=["input"],
+            output_names=["logits"],
+            dynamic_axes={"input": {0: "n"}, "logits": {0: "n"}},
+        )
     proto = onnx.load_model_from_string(content.getvalue())
     fold_padding(proto)
     with replacing(path) as stream:
