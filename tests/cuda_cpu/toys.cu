@@ -158,6 +158,10 @@ TOY(different_operations) {
     __any_sync(ALL_LANES, 1);  // ANY OF OTHERS
 }
 
+TOY(different_masks) {
+  __ballot_sync(threadIdx.x < 2 ? ALL_LANES : 0xfffffffeu, 1);  // TWO OF ALL
+}
+
 TOY(lane_has_exited) {
   if (threadIdx.x == 9) return;
   __syncwarp();  // NINE HAS LEFT

@@ -275,6 +275,16 @@ def test_different_operations_of_one_warp_are_refused(options: dict[str, Any]) -
 
 
 @any_order
+def test_different_masks_of_one_operation_are_refused(options: dict[str, Any]) -> None:
+    ballot = rf"ballot at {place('TWO OF ALL')} with mask 0xffffff"
+    refused(
+        f"(divergent warp|deadlock): lane .*{ballot}.*, lane .*{ballot}",
+        "different_masks",
+        **options,
+    )
+
+
+@any_order
 def test_waiting_for_a_lane_that_has_exited_is_refused(options: dict[str, Any]) -> None:
     message = rf"__syncwarp at {place('NINE HAS LEFT')} with mask 0xffffffff "
     refused(
