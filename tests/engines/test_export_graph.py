@@ -111,18 +111,20 @@ def test_any_number_of_frames(make_bundle, random_frames, n):
 def test_stages_with_preprocessing_and_colours_of_their_own(make_bundle, stage, random_frames):
     """`wide` answers from the rows of a 4 x 6 image, `colour` from one channel."""
     large = {"size": [4, 6], "colour": "grey", "mean": [0.1], "std": [0.004]}
+    sharper = {**large, "std": [0.003]}
     three = {"size": [2, 2], "colour": "rgb", "mean": [0.1, 0, 0], "std": [0.006, 1, 1]}
     folder = make_bundle(
         "echo",
         stage("wide", preprocessing=large),
         stage("colour", preprocessing=three),
+        stage("wide", name="sharper", preprocessing=sharper),
         stage("negated"),
-        thresholds=[0.9, 0.55, 0.9],
+        thresholds=[0.9, 0.75, 0.9, 0.5],
         input={"shape": [2, 2, 3], "colour": "bgr"},
     )
     grey = random_frames(3 * 101, seed=8, most=40).reshape(101, 3, 2, 2)
     frames = np.ascontiguousarray(grey.transpose(0, 2, 3, 1))
-    assert set(assert_as_the_cascade(folder, frames)) == {0, 1, 2, 3}
+    assert set(assert_as_the_cascade(folder, frames)) == {0, 1, 2, 3, 4}
 
 
 @pytest.mark.parametrize(
