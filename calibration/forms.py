@@ -36,6 +36,8 @@ MADE_FORMS: tuple[MadeForm, ...] = ("int8_host", "int8_trt", "fp16")
 
 BATCH = 100
 DAMAGE_SAMPLES = 256
+LEAST_SPEEDUP = 1.05
+"""Less is within the noise of a timing, and not worth another set of logits."""
 
 Advance = Callable[[int], object]
 Quantise = Callable[[Collection[str]], onnx.ModelProto]
@@ -93,7 +95,9 @@ class Made:
     @property
     def success(self) -> bool:
         """Whether the form is within the budget and, on the device it is for, the faster one."""
-        return self.content is not None and (self.timing is None or self.timing.speedup > 1)
+        return self.content is not None and (
+            self.timing is None or self.timing.speedup >= LEAST_SPEEDUP
+        )
 
     @property
     def verdict(self) -> str:
@@ -103,7 +107,8 @@ class Made:
         if self.timing is None:
             return "for TensorRT: not timed here"
         if not self.success:
-            return f"slower than FP32 ({self.timing.speedup:.2f}x): FP32 is kept"
+            how = "slower" if self.timing.speedup < 1 else "hardly faster"
+            return f"{how} than FP32 ({self.timing.speedup:.2f}x): FP32 is kept"
         return f"{self.timing.speedup:.2f}x as fast as FP32"
 
 

@@ -32,6 +32,7 @@ VERBS = {
     "search": Verb("calibration.search", "Search the best cascade of a pool of models."),
     "bundle": Verb("engines.bundle", "Make a bundle of your own ONNX files."),
     "inspect": Verb("engines.onnx_model", "Describe and check ONNX files without running them."),
+    "int8": Verb("calibration.int8", "Make INT8 and FP16 forms of a bundle's models."),
     "build": Verb("engines.build", "Build TensorRT plans of a bundle, on the device."),
     "cache": Verb("engines.cache", "List, verify and prune the plans of a bundle."),
     "export": Verb("engines.export", "Write a cascade as a single ONNX file."),

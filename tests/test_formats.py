@@ -11,9 +11,12 @@ import pytest
 
 from calibration.budget import Budget
 from calibration.cost_table import CostTable
+from calibration.histogram_cache import Bins, CacheFile
 from calibration.pool import Card
 from calibration.provenance import load_provenance, overlaps
+from calibration.ranges import HOST, value_range
 from calibration.records import load_data, load_record
+from calibration.samples import Samples
 from kernels.prebuilt import ARCHITECTURES, Manifest
 from runtime import bench_report
 from runtime.bundle import load_bundle, save_spec
@@ -76,6 +79,19 @@ def test_costs_example_costs_cascades_of_its_models():
     costs = CostTable.model_validate_json(text).costs()
     assert costs.alone("large") == pytest.approx(0.00128 / 4)
     assert costs.cascade(("tiny", "large"), np.array([0.25])) < costs.alone("large")
+
+
+def test_histograms_example_is_of_the_cascade_example_and_gives_a_range():
+    stored = CacheFile.model_validate_json((EXAMPLES / "histograms.json").read_text())
+    stage = load_bundle(EXAMPLES).spec.stages[0]
+    images = load_data(EXAMPLES / "data.npz").images
+    assert stored.key.model_sha256 == (stage.forms["fp32"].sha256,)
+    assert stored.key.preprocessing_sha256 == stage.preprocessing.sha256
+    assert stored.key.data_sha256 == Samples("", list(images), None).sha256
+    found = {name: bins.histogram() for name, bins in stored.tensors.items()}
+    assert Bins.of(found["relu"]) == stored.tensors["relu"]
+    low, high = value_range(found["relu"], "mse", HOST)
+    assert low == 0 and high == pytest.approx(0.7503, abs=1e-3)
 
 
 def test_certifications_example_has_spent_two_of_four_looks():
