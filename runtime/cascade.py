@@ -176,14 +176,29 @@ class Cascade:
         executor, chosen = open_executor(
             opened, device, forms, batch=batch, threads=threads, gpu=gpu or GpuOptions()
         )
-        cascade = cls(opened, executor, chosen, batch=batch)
-        cascade.check_golden()
-        if require_certificate and cascade.certification.state != "certified":
-            raise BundleError(
-                f"{opened.folder}: a certificate is required, but this cascade is "
-                f"{cascade.certification}. Certify it: python -m calibration.threshold --help"
-            )
+        try:
+            cascade = cls(opened, executor, chosen, batch=batch)
+            cascade.check_golden()
+            if require_certificate:
+                cascade.require_certificate()
+        except BaseException:
+            executor.close()
+            raise
         return cascade
+
+    def require_certificate(self) -> None:
+        """Refuse a cascade that is not exactly the certified one.
+
+        Raises
+        ------
+        BundleError
+            Saying what it is instead.
+        """
+        if self.certification.state != "certified":
+            raise BundleError(
+                f"{self.bundle.folder}: a certificate is required, but this cascade is "
+                f"{self.certification}. Certify it: python -m calibration.threshold --help"
+            )
 
     @property
     def stage_names(self) -> tuple[str, ...]:

@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from kernels.cubins import load_cubin
 from kernels.errors import KernelError
-from kernels.launch import DeviceArray, Grid, Kernel
+from kernels.launch import Grid, Kernel
 from kernels.nvrtc import Target
+from runtime.cuda_resources import DeviceMemory, Event, PinnedMemory, Resource, Stream
 from runtime.driver import DriverError, ask_driver, pop_context
 from runtime.errors import ClosedError, DeviceError, DeviceMemoryError
 
@@ -29,146 +29,6 @@ OLDEST_DRIVER = (12, 0)
 _T = TypeVar("_T")
 _MIB = 2**20
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: no implicit order with the default stream
-
-
-class _Resource:
-    """Something of a device: freed once, by whoever made it or with the device."""
-
-    def __init__(self, device: CudaDevice, native: Any, nbytes: int = 0) -> None:
-        self.device = device
-        self.native = native
-        self.nbytes = nbytes
-        device.adopt(self)
-
-    def free(self) -> None:
-        """Free it; a second call does nothing. Work that uses it must have ended."""
-        native, self.native = self.native, None
-        if native is not None:
-            self.device.release(self, native)
-
-
-class DeviceMemory(_Resource):
-    """Owns memory of the device.
-
-    Attributes
-    ----------
-    address
-        Aligned to 256 bytes.
-    """
-
-    address = 0
-
-    def array(
-        self, dtype: npt.DTypeLike, shape: tuple[int, ...], *, offset: int = 0
-    ) -> DeviceArray:
-        """Return a part of it as the kernels' launches take it; ``offset`` in bytes."""
-        return DeviceArray(self.address + offset, np.dtype(dtype), shape)
-
-
-class PinnedMemory(DeviceMemory):
-    """Owns pinned memory of the host, which the device copies from and to while the host goes on.
-
-    Attributes
-    ----------
-    address
-        As the device sees it where it is mapped, else 0.
-    host
-        u8 [nbytes], valid until it is freed.
-    """
-
-    def __init__(self, device: CudaDevice, host: npt.NDArray[np.uint8], nbytes: int) -> None:
-        super().__init__(device, host.base, nbytes)
-        self.host = host[:nbytes]
-
-    def view(
-        self, dtype: npt.DTypeLike, shape: tuple[int, ...], *, offset: int = 0
-    ) -> npt.NDArray[Any]:
-        """Return a part of it as the host sees it; valid until it is freed."""
-        nbytes = DeviceArray(0, np.dtype(dtype), shape).nbytes
-        return self.host[offset : offset + nbytes].view(dtype).reshape(shape)
-
-
-class Event(_Resource):
-    """Owns a point in a stream."""
-
-    def record(self, stream: Stream) -> None:
-        """Place it behind all that was enqueued on the stream."""
-        self.device.call(self.native.record, stream.native)
-
-    def is_done(self) -> bool:
-        """Return whether everything before it has ended."""
-        return bool(self.device.call(self.native.query))
-
-    def sync(self) -> None:
-        """Wait until everything before it has ended."""
-        self.device.call(self.native.synchronize)
-
-    def milliseconds_since(self, earlier: Event) -> float:
-        """Return the time between two events that have ended and keep time."""
-        return float(self.device.call(self.native.time_since, earlier.native))
-
-
-class Stream(_Resource):
-    """Owns a queue of work on the device.
-
-    Attributes
-    ----------
-    handle
-        The ``CUstream``, as TensorRT and cuda-bindings take it.
-    """
-
-    def __init__(self, device: CudaDevice, stream: Any) -> None:
-        super().__init__(device, stream)
-        self.handle = int(stream.handle)
-
-    def upload(self, target: DeviceArray, values: npt.NDArray[Any]) -> None:
-        """Copy any values, and wait for it: for what is uploaded once."""
-        with self._pinned(values.nbytes) as pinned:
-            pinned.view(values.dtype, values.shape)[...] = values
-            self.copy_in(target.address, pinned.host)
-            self.sync()
-
-    def download(self, array: DeviceArray) -> npt.NDArray[Any]:
-        """Return a copy of an array, after waiting for all that is enqueued."""
-        with self._pinned(array.nbytes) as pinned:
-            self.copy_out(pinned.host, array.address)
-            self.sync()
-            values: npt.NDArray[Any] = pinned.view(array.dtype, array.shape).copy()
-            return values
-
-    def copy_in(self, target: int, source: npt.NDArray[Any]) -> None:
-        """Enqueue a copy from pinned memory, which must stay as it is until the copy has ended."""
-        self.device.call(self.device.driver.memcpy_htod_async, target, source, self.native)
-
-    def copy_out(self, target: npt.NDArray[Any], source: int) -> None:
-        """Enqueue a copy to pinned memory."""
-        self.device.call(self.device.driver.memcpy_dtoh_async, target, source, self.native)
-
-    def copy(self, target: int, source: int, nbytes: int) -> None:
-        """Enqueue a copy within the device's memory."""
-        self.device.call(self.device.driver.memcpy_dtod_async, target, source, nbytes, self.native)
-
-    def fill(self, target: DeviceArray, value: int = 0) -> None:
-        """Enqueue setting every byte of an array."""
-        self.device.call(
-            self.device.driver.memset_d8_async, target.address, value, target.nbytes, self.native
-        )
-
-    def wait(self, event: Event) -> None:
-        """Let what is enqueued from now on start after an event of another stream."""
-        self.device.call(self.native.wait_for_event, event.native)
-
-    def sync(self) -> None:
-        """Wait until everything enqueued has ended."""
-        self.device.call(self.native.synchronize)
-
-    @contextmanager
-    def _pinned(self, nbytes: int) -> Iterator[PinnedMemory]:
-        memory = self.device.pin(nbytes)
-        try:
-            yield memory
-        finally:
-            memory.free()
 
 
 class CudaDevice:
@@ -202,7 +62,7 @@ class CudaDevice:
         self._lock = threading.RLock()
         self._depth = 0
         self._dead = ""
-        self._owned: dict[int, _Resource] = {}
+        self._owned: dict[int, Resource] = {}
         self._lost: list[Any] = []
         self._streams: dict[int, Stream] = {}
         self._modules: dict[str, Any] = {}
@@ -224,7 +84,7 @@ class CudaDevice:
         DeviceError
             In a forked child, which has no context.
         """
-        if os.getpid() != self._process:
+        if self.is_forked:
             raise DeviceError(
                 "This process was forked after the GPU was opened, and has no context on it. "
                 "Load the cascade in the child, or start it with multiprocessing's 'spawn'."
@@ -243,9 +103,14 @@ class CudaDevice:
                     self.call(self.driver.Context.pop)
 
     @property
+    def is_forked(self) -> bool:
+        """Whether this is a forked child of the process that opened it."""
+        return os.getpid() != self._process
+
+    @property
     def is_usable(self) -> bool:
         """Whether work can be enqueued: not closed, not failed, not in a forked child."""
-        return self._context is not None and not self._dead and os.getpid() == self._process
+        return self._context is not None and not self._dead and not self.is_forked
 
     def call(self, function: Callable[..., _T], *arguments: Any) -> _T:
         """Call the driver: the one place where its errors become ours.
@@ -354,11 +219,11 @@ class CudaDevice:
         native = self._streams[stream].native
         self.call(function.prepared_async_call, grid, block, native, bytes(arguments))
 
-    def adopt(self, resource: _Resource) -> None:
+    def adopt(self, resource: Resource) -> None:
         """Own what was made."""
         self._owned[id(resource)] = resource
 
-    def release(self, resource: _Resource, native: Any) -> None:
+    def release(self, resource: Resource, native: Any) -> None:
         """Free what a resource held; with a dead context it is gone already."""
         self._owned.pop(id(resource), None)
         if not self.is_usable:
@@ -384,7 +249,7 @@ class CudaDevice:
         DeviceError
             When work in flight fails; everything is freed all the same.
         """
-        if self._context is None or os.getpid() != self._process:
+        if self._context is None or self.is_forked:
             return
         with self._lock:
             try:

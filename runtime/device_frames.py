@@ -7,9 +7,13 @@ PyTorch, Numba, pycuda.
 from __future__ import annotations
 
 import ctypes
+import math
 from typing import Any
 
-from runtime.cuda import CudaDevice, Stream
+import numpy as np
+
+from runtime.cuda import CudaDevice
+from runtime.cuda_resources import Stream
 from runtime.driver import wait_for_stream
 from runtime.errors import InputError
 
@@ -28,6 +32,9 @@ class DeviceFrames:
         ``(N, H, W, C)``.
     """
 
+    dtype = np.dtype(np.uint8)
+    ndim = 4
+
     def __init__(
         self, address: int, shape: tuple[int, ...], *, owner: Any, ready: int | None
     ) -> None:
@@ -40,11 +47,11 @@ class DeviceFrames:
         """Return the number of frames."""
         return self.shape[0]
 
-    def part(self, start: int, stop: int) -> DeviceFrames:
-        """Return some of the frames."""
-        _, height, width, channels = self.shape
-        address = self.address + start * height * width * channels
-        shape = (min(stop, len(self)) - start, height, width, channels)
+    def __getitem__(self, part: slice) -> DeviceFrames:
+        """Return frames that follow each other."""
+        start, stop, _ = part.indices(len(self))
+        address = self.address + start * math.prod(self.shape[1:])
+        shape = (stop - start, *self.shape[1:])
         return DeviceFrames(address, shape, owner=self._owner, ready=self._ready)
 
     def order(self, stream: Stream) -> None:

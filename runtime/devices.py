@@ -73,7 +73,7 @@ def open_executor(
         When it cannot be used; with ``auto``, only where the CPU cannot either.
     """
     kind, index = _parse(device)
-    if kind == "cuda" or (kind == "auto" and _has_gpu() and _fits(forms, GPU_FORMS)):
+    if expects_gpu(device, forms):
         try:
             return _open_gpu(bundle, index, forms, batch=batch, gpu=gpu)
         except (BundleError, DeviceError, PlanError, TensorRTError) as error:
@@ -85,6 +85,18 @@ def open_executor(
     chosen = _choose(bundle, forms, HOST_FORMS, ("fp32",), "the CPU")
     executor = HostExecutor(bundle, chosen, batch=batch, threads=threads or available_threads())
     return executor, chosen
+
+
+def expects_gpu(device: str, forms: Sequence[Form] | None) -> bool:
+    """Return whether a cascade would run on a GPU, if nothing is wrong with it.
+
+    Raises
+    ------
+    InputError
+        When there is no device of that name.
+    """
+    kind, _ = _parse(device)
+    return kind == "cuda" or (kind == "auto" and _fits(forms, GPU_FORMS) and _has_gpu())
 
 
 @dataclass(frozen=True)
@@ -155,7 +167,9 @@ def _open_gpu(
             if mode in failed:
                 raise DeviceError(f"{opened.device.gpu.name}: {failed[mode]}. Use another mode.")
             mode = "host" if mode is None and "graph" in failed else mode
-        return opened.executor(mode), opened.forms
+        executor = opened.executor(mode)
+        executor.closes_device = True
+        return executor, opened.forms
     except BaseException:
         opened.device.close()
         raise

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -57,18 +58,19 @@ class Ticket:
         if self._slot is None:
             return True
         with self._device.active():
-            return self._slot.is_done()
+            return self._slot is None or self._slot.is_done()
 
     def wait(self) -> None:
         """Wait for the batch, and write its answers."""
         if self._slot is None:
             return
-        slot, self._slot = self._slot, None
         with self._device.active():
-            slot.wait()
-            label, confidence, stage = slot.answers()
-            self._out[0][:], self._out[1][:], self._out[2][:] = label, confidence, stage
-        self._frames = None
+            slot = self._slot
+            if slot is not None:  # no other thread was faster
+                slot.wait()
+                label, confidence, stage = slot.answers()
+                self._out[0][:], self._out[1][:], self._out[2][:] = label, confidence, stage
+                self._slot = self._frames = None
 
 
 class GpuExecutor:
@@ -79,7 +81,7 @@ class GpuExecutor:
     plans
         One per stage.
     device
-        Borrowed: closed by whoever opened it.
+        Borrowed, unless ``closes_device`` is set.
     batch
         The most frames that run at once.
     mode
@@ -96,6 +98,8 @@ class GpuExecutor:
     ----------
     mode, mode_reason
         How the engines are launched, and why, in one line.
+    closes_device
+        Whether `close` closes the device too; not at first.
     """
 
     engine = "tensorrt"
@@ -113,16 +117,24 @@ class GpuExecutor:
         if mode is not None and mode not in get_args(Mode):
             raise InputError(f"mode: expected {', '.join(get_args(Mode))}, got {mode!r}.")
         self.device = device
+        self.closes_device = False
         self._bundle = bundle
         self._next = 0
         self._tickets: list[Ticket | None] = [None] * SLOTS
-        for module in MODULES:
-            device.load(module)
-        self._engines = [Engine(plan, device, host_code=host_code) for plan in plans]
-        check_engines(bundle, self._engines)
-        self.plans = _plan_stages(bundle, self._engines, batch)
-        with device.active():
-            self._open(mode)
+        self._engines: list[Engine] = []
+        self._slots: list[Slot] = []
+        try:
+            for module in MODULES:
+                device.load(module)
+            for plan in plans:
+                self._engines.append(Engine(plan, device, host_code=host_code))
+            check_engines(bundle, self._engines)
+            self.plans = _plan_stages(bundle, self._engines, batch)
+            with device.active():
+                self._open(mode)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def batch(self) -> int:
@@ -131,8 +143,8 @@ class GpuExecutor:
 
     @property
     def slot_bytes(self) -> int:
-        """Memory that one batch in flight takes, on device and host."""
-        return self._slot_bytes
+        """Memory that one batch in flight takes, on device and host; there are two."""
+        return self._slots[0].nbytes
 
     def submit(
         self,
@@ -189,27 +201,40 @@ class GpuExecutor:
             slot = self._slots[0]
             slot.upload(self._escalate_all(frames))
             self._enqueue(slot)
+            slot.settle()
             logits = [slot.stream.download(work.logits(len(frames))) for work in slot.works]
             return [values.astype(np.float32) for values in logits]
 
     def close(self) -> None:
-        """Wait for work in flight and free graphs and engines; a second call does nothing."""
-        with self.device.active():
-            for slot in self._slots:
-                slot.close()
-            self._slots.clear()
+        """Finish the batches in flight and free everything; a second call does nothing.
+
+        Raises
+        ------
+        DeviceError
+            When a batch in flight fails; everything is freed all the same.
+        """
+        if self.device.is_forked:  # nothing of it is this process's
+            return
+        with ExitStack() as stack:
+            if self.closes_device:
+                stack.callback(self.device.close)
+            if self.device.is_usable:
+                stack.enter_context(self.device.active())
             for engine in self._engines:
-                engine.close()
-            self._engines.clear()
+                stack.callback(engine.close)
+            for slot in self._slots:
+                stack.callback(slot.close)
+            for number in range(SLOTS):
+                stack.callback(self._finish, number)
+            self._engines, self._slots = [], []
 
     def _open(self, mode: Mode | None) -> None:
-        before = self.device.owned_bytes
         pixels = self._bundle.spec.input.pixels
-        self._slots = [
-            Slot(self.device, self.plans, pixels, size=self.batch, padded=mode == "padded")
-            for _ in range(SLOTS)
-        ]
-        self._slot_bytes = (self.device.owned_bytes - before) // SLOTS
+        for _ in range(SLOTS):
+            padded = mode == "padded"
+            slot = Slot(self.device, self.plans, pixels, size=self.batch, padded=padded)
+            self._slots.append(slot)
+            self._warm_up(slot)
         self._enqueue: Callable[[Slot], None] = self._enqueue_host
         self.mode: Mode = "host"
         self.mode_reason = "asked for"
@@ -223,12 +248,13 @@ class GpuExecutor:
         try:
             graphs = Graphs(self.device)
             self.device.load("select")
-            self._warm_up()
             for slot in self._slots:
                 for bucket in self.plans[0].buckets:
                     work = partial(self._capture, slot, bucket)
                     slot.graphs[bucket] = graphs.capture(slot.stream, slot.body_stream, work)
         except (GraphError, TensorRTError) as error:
+            for slot in self._slots:
+                slot.drop_graphs()
             if required:
                 raise
             self.mode_reason = f"no graph: {error}"
@@ -290,14 +316,13 @@ class GpuExecutor:
         for launch in work.feed:
             launch.enqueue(self.device, stream=slot.stream.handle)
 
-    def _warm_up(self) -> None:
-        """Run everything once: a kernel's first launch may load it, which no capture allows."""
+    def _warm_up(self, slot: Slot) -> None:
+        """Run everything once: a first launch may load a kernel, a first batch allocates memory."""
         height, width, channels = self._bundle.spec.input.shape
-        frame = (max(2, height), max(2, width), channels)
-        for slot in self._slots:
-            slot.upload(self._escalate_all(np.zeros((self.batch, *frame), np.uint8)))
-            self._enqueue_host(slot)
-            slot.stream.sync()
+        frame = (height or 6, width or 6, channels)  # fits all colours
+        slot.upload(self._escalate_all(np.zeros((self.batch, *frame), np.uint8)))
+        self._enqueue_host(slot)
+        slot.settle()
 
     def _escalate_all(self, frames: npt.NDArray[np.uint8]) -> Request:
         gates = len(self.plans) - 1
@@ -305,15 +330,17 @@ class GpuExecutor:
 
     def _finish(self, number: int) -> None:
         """Give the answers of a slot's last batch to its caller, so that it can be used again."""
-        ticket, self._tickets[number] = self._tickets[number], None
+        ticket = self._tickets[number]
         if ticket is not None:
             ticket.wait()
+            self._tickets[number] = None
 
     def _abandon(self, slot: Slot) -> None:
+        """Wait for what a batch that failed has enqueued: frames of the caller may be read."""
         try:
-            slot.abandon()
+            slot.settle()
         except TinysaverError as error:
-            log.error("%s", error)
+            log.debug("after a failure: %s", error)
 
 
 def _plan_stages(bundle: Bundle, engines: Sequence[Engine], batch: int) -> list[StagePlan]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -11,7 +12,8 @@ import numpy.typing as npt
 from kernels.frame_table import ENTRY, Frame, frame_table
 from kernels.frames import PixelFormat
 from kernels.launch import DeviceArray
-from runtime.cuda import CudaDevice, DeviceMemory, PinnedMemory, Stream
+from runtime.cuda import CudaDevice
+from runtime.cuda_resources import DeviceMemory, PinnedMemory, Resources, Stream
 from runtime.device_frames import DeviceFrames
 from runtime.gpu_stage import Batch, Settings, StagePlan, StageWork
 from runtime.graphs import Graph
@@ -32,7 +34,7 @@ class Mirror:
     """
 
     def __init__(
-        self, device: CudaDevice, parts: Mapping[str, tuple[npt.DTypeLike, tuple[int, ...]]]
+        self, resources: Resources, parts: Mapping[str, tuple[npt.DTypeLike, tuple[int, ...]]]
     ) -> None:
         arrays = {
             name: DeviceArray(0, np.dtype(kind), shape) for name, (kind, shape) in parts.items()
@@ -41,8 +43,8 @@ class Mirror:
         for name, array in arrays.items():
             places[name] = end
             end += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
-        self._pinned: PinnedMemory = device.pin(end)
-        self._memory: DeviceMemory = device.allocate(end, "what comes and goes with a batch")
+        self._pinned = resources.pin(end)
+        self._memory = resources.allocate(end, "what comes and goes with a batch")
         self.host = {
             name: self._pinned.view(array.dtype, array.shape, offset=places[name])
             for name, array in arrays.items()
@@ -51,15 +53,14 @@ class Mirror:
             name: self._memory.array(array.dtype, array.shape, offset=places[name])
             for name, array in arrays.items()
         }
-        self._bytes = self._pinned.view(np.uint8, (end,))
 
     def copy_in(self, stream: Stream) -> None:
         """Enqueue the copy of all to the device."""
-        stream.copy_in(self._memory.address, self._bytes)
+        stream.copy_in(self._memory.address, self._pinned.host)
 
     def copy_out(self, stream: Stream) -> None:
         """Enqueue the copy of all to the host."""
-        stream.copy_out(self._bytes, self._memory.address)
+        stream.copy_out(self._pinned.host, self._memory.address)
 
 
 class Request(NamedTuple):
@@ -81,6 +82,8 @@ class Request(NamedTuple):
 class Slot:
     """Everything one batch in flight needs; two slots let a batch begin while another ends.
 
+    Owns it all until `close`.
+
     Parameters
     ----------
     plans
@@ -88,7 +91,14 @@ class Slot:
     size
         Most frames.
     padded
-        See `StageWork`.
+        See `Batch`.
+
+    Attributes
+    ----------
+    rows
+        Of the last batch.
+    graphs
+        By batch size of the first stage.
     """
 
     def __init__(
@@ -101,21 +111,40 @@ class Slot:
         padded: bool,
     ) -> None:
         self.device = device
-        self.stream, self.body_stream = device.stream(), device.stream()
         self.graphs: dict[int, Graph] = {}
+        self.works: list[StageWork] = []
         self.rows = 0
         self._size, self._pixels = size, pixels
         self._plans = plans
-        self._done, self._counted = device.event(), device.event()
         self._busy = False
         self._source: tuple[int, tuple[int, ...]] | None = None
         self._staging: PinnedMemory | None = None
         self._frames: DeviceMemory | None = None
-        self._make_mirrors(plans, size)
-        self.works = self._make_works(plans, padded=padded)
+        self._resources = Resources(device)
+        try:
+            self.stream, self.body_stream = self._resources.stream(), self._resources.stream()
+            self._busy = True
+            self._done, self._counted = self._resources.event(), self._resources.event()
+            self._make_mirrors(plans, size)
+            self._make_works(plans, padded=padded)
+            self.settle()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it holds, on device and host."""
+        return self._resources.nbytes
 
     def upload(self, request: Request) -> None:
-        """Enqueue the copies of frames and settings; the frames may change when this returns."""
+        """Enqueue the copies of frames and settings; the frames may change when this returns.
+
+        Those on the device must stay as they are until the answers are there.
+        """
+        if self._busy:  # with a batch that failed, whose work may still use this memory
+            self.settle()
+        self._busy = True
         frames = request.frames
         self.rows = len(frames)
         host = self._incoming.host
@@ -134,7 +163,6 @@ class Slot:
         """Enqueue the copy of the answers."""
         self._outgoing.copy_out(self.stream)
         self._done.record(self.stream)
-        self._busy = True
 
     def is_done(self) -> bool:
         """Return whether the answers are there."""
@@ -165,17 +193,27 @@ class Slot:
         self._counted.sync()
         return int(counts[gate])
 
-    def abandon(self) -> None:
-        """Wait for what a failed batch has enqueued, so that its memory can be used again."""
+    def settle(self) -> None:
+        """Wait for all that is enqueued, so that its memory can be used again."""
         self.stream.sync()
         self._busy = False
 
     def close(self) -> None:
-        """Wait for work in flight and free the graphs; the rest is the device's."""
-        self.stream.sync()
-        for graph in self.graphs.values():
-            graph.close()
-        self.graphs.clear()
+        """Wait for work in flight and free everything; a second call does nothing."""
+        with ExitStack() as stack:
+            stack.callback(self._resources.close)
+            for work in self.works:
+                stack.callback(work.close_contexts)
+            stack.callback(self.drop_graphs)
+            if self._busy and self.device.is_usable:
+                stack.callback(self.settle)
+
+    def drop_graphs(self) -> None:
+        """Free the graphs, none of which may be in flight."""
+        with ExitStack() as stack:
+            for graph in self.graphs.values():
+                stack.callback(graph.close)
+            self.graphs.clear()
 
     def _make_mirrors(self, plans: Sequence[StagePlan], size: int) -> None:
         classes = plans[-1].engine.tensors[plans[-1].spec.logits].shape[0]
@@ -185,16 +223,16 @@ class Slot:
             parts[f"temperature {number}"] = (np.float32, (1,))
             parts[f"thresholds {number}"] = (np.float32, (classes,))
             parts[f"force {number}"] = (np.uint8, (size,))
-        self._incoming = Mirror(self.device, parts)
+        self._incoming = Mirror(self._resources, parts)
         for plan in plans:
             self._incoming.host[f"temperature {plan.number}"][:] = plan.score.temperature
         self._tables = Mirror(
-            self.device, {plan.spec.name: (np.uint8, (size, ENTRY.itemsize)) for plan in plans}
+            self._resources, {plan.spec.name: (np.uint8, (size, ENTRY.itemsize)) for plan in plans}
         )
         answers = {name: (kind, (size,)) for name, kind in _ANSWERS.items()}
-        self._outgoing = Mirror(self.device, {**answers, "counts": (np.int32, (gates,))})
+        self._outgoing = Mirror(self._resources, {**answers, "counts": (np.int32, (gates,))})
 
-    def _make_works(self, plans: Sequence[StagePlan], *, padded: bool) -> list[StageWork]:
+    def _make_works(self, plans: Sequence[StagePlan], *, padded: bool) -> None:
         incoming, outgoing = self._incoming.device, self._outgoing.device
         names = ("thresholds", "temperature", "force")
         counts = outgoing["counts"]
@@ -207,23 +245,24 @@ class Slot:
                 DeviceArray(counts.address + 4 * k, counts.dtype, (1,))
                 for k in range(counts.shape[0])
             ),
-            *(outgoing[name] for name in _ANSWERS),
+            outgoing["label"],
+            outgoing["confidence"],
+            outgoing["stage"],
+            padded,
         )
-        works: list[StageWork] = []
         for plan, following in zip(plans, [*plans[1:], None], strict=True):
-            works.append(
+            self.works.append(
                 StageWork(
                     plan,
                     self._batch,
+                    self._resources,
                     self.stream,
-                    earlier=tuple(works),
+                    earlier=tuple(self.works),
                     following=following,
-                    padded=padded,
                 )
             )
-        for work in works:
+        for work in self.works:
             work.open_contexts()
-        return works
 
     def _copy_frames(self, frames: npt.NDArray[np.uint8]) -> int:
         """Enqueue the copy of frames to the device, and return where they will lie."""
@@ -244,8 +283,10 @@ class Slot:
         for memory in (self._staging, self._frames):
             if memory is not None:
                 memory.free()
-        self._staging = self.device.pin(nbytes, mapped=shared)
-        self._frames = None if shared else self.device.allocate(nbytes, "frames")
+        self._staging = self._frames = None
+        staging = self._resources.pin(nbytes, mapped=shared)
+        self._frames = None if shared else self._resources.allocate(nbytes, "frames")
+        self._staging = staging
 
     def _describe(self, address: int, shape: tuple[int, ...]) -> None:
         """Upload the frame tables, if they are not those of the last batch."""

@@ -12,11 +12,14 @@ import numpy.typing as npt
 from kernels import ops
 from kernels.frames import NetworkInput
 from kernels.launch import DeviceArray, Launch
-from runtime.cuda import Stream
+from runtime.cuda_resources import Resources, Stream
 from runtime.errors import BundleError
 from runtime.preprocess import network_input
 from runtime.schema import Score, Stage
 from runtime.tensorrt_engine import Context, Engine
+
+_ALIGNMENT = 256
+"""Of every tensor's address: what TensorRT's own allocations have, and it asks of its memory."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,8 @@ class Batch(NamedTuple):
         Per gate i32 [1]: how many rows it sends on.
     label, confidence, stage
         i32, f32, i8 [size].
+    padded
+        Rounds are filled to the largest bucket, so that they may run without knowing the count.
     """
 
     size: int
@@ -92,6 +97,7 @@ class Batch(NamedTuple):
     label: DeviceArray
     confidence: DeviceArray
     stage: DeviceArray
+    padded: bool
 
 
 class PassedOn(NamedTuple):
@@ -124,18 +130,18 @@ def plan_stage(number: int, spec: Stage, engine: Engine, score: Score, *, batch:
 
 
 class StageWork:
-    """A stage's memory and launches for one batch in flight; its device owns the memory.
+    """A stage's memory and launches for one batch in flight.
 
     Parameters
     ----------
+    resources
+        Own its memory.
     stream
         For what is uploaded once.
     earlier
         The stages before it, for the same batch.
     following
         The plan of the next stage, None for the last.
-    padded
-        Rounds are filled to the largest bucket, so that they may run without knowing the count.
 
     Attributes
     ----------
@@ -152,14 +158,15 @@ class StageWork:
         self,
         plan: StagePlan,
         batch: Batch,
+        resources: Resources,
         stream: Stream,
         *,
         earlier: Sequence[StageWork] = (),
         following: StagePlan | None = None,
-        padded: bool = False,
     ) -> None:
         self.plan = plan
         self._batch = batch
+        self._resources = resources
         self._stream = stream
         self._earlier = earlier
         self._arrived = earlier[-1].passed_on if earlier else None
@@ -167,27 +174,49 @@ class StageWork:
             name: self._array(tensor.dtype, (plan.rows, *tensor.shape))
             for name, tensor in plan.engine.tensors.items()
         }
+        self._aligned = {
+            name: self._array(tensor.dtype, (plan.largest, *tensor.shape))
+            for name, tensor in plan.engine.tensors.items()
+            if plan.rounds > 1 and _rows(self.tensors[name], 0, plan.largest).nbytes % _ALIGNMENT
+        }
         self._carried: dict[str, DeviceArray] = {}
         self.feed = [*self._preprocess(), *self._gather()]
         self.passed_on: PassedOn | None = None
         self.bucket_index: DeviceArray | None = None
-        self.decide = self._scatter() if following is None else self._gate(following, padded=padded)
+        self.decide = self._scatter() if following is None else self._gate(following)
         self._contexts: dict[int, Context] = {}
 
     def open_contexts(self) -> None:
         """Make a context for every bucket, and run each once, which a capture takes for granted."""
         engine = self.plan.engine
-        scratch = self._stream.device.allocate(engine.scratch_bytes, f"scratch of {engine.name}")
+        scratch = self._resources.allocate(engine.scratch_bytes, f"scratch of {engine.name}")
         for bucket in self.plan.buckets:
             self._contexts[bucket] = engine.context(bucket, scratch, self._stream)
             self.run(bucket, self._stream)
         self._stream.sync()
 
     def run(self, bucket: int, stream: Stream, *, first: int = 0) -> None:
-        """Enqueue the engine on ``bucket`` rows from dense row ``first`` on."""
-        context = self._contexts[bucket]
-        context.bind({name: _from_row(array, first) for name, array in self.tensors.items()})
+        """Enqueue the engine on ``bucket`` rows from dense row ``first`` on, a round's first.
+
+        A round that starts where TensorRT takes no tensor is run on copies.
+        """
+        context, tensors = self._contexts[bucket], self.plan.engine.tensors
+        places = {name: _rows(array, first, bucket) for name, array in self.tensors.items()}
+        copies = {
+            name: _rows(array, 0, bucket) for name, array in self._aligned.items() if first > 0
+        }
+        for name, copy in copies.items():
+            if tensors[name].is_input:
+                stream.copy(copy.address, places[name].address, copy.nbytes)
+        context.bind({**places, **copies})
         context.enqueue(stream)
+        for name, copy in copies.items():
+            if not tensors[name].is_input:
+                stream.copy(places[name].address, copy.address, copy.nbytes)
+
+    def close_contexts(self) -> None:
+        """Free the contexts, before the memory that they use; no run may be in flight."""
+        self._contexts.clear()
 
     def logits(self, rows: int) -> DeviceArray:
         """Return the first rows of its logits."""
@@ -239,7 +268,7 @@ class StageWork:
         pairs = ((by_sample, self._arrived.samples), (by_row, self._arrived.rows))
         return [ops.gather(group, rows) for group, rows in pairs if group]
 
-    def _gate(self, following: StagePlan, *, padded: bool) -> Launch:
+    def _gate(self, following: StagePlan) -> Launch:
         size, number, score = self._batch.size, self.plan.number, self.plan.score
         settings = self._batch.settings[number]
         rounds = following.rounds
@@ -269,7 +298,7 @@ class StageWork:
         samples = ops.Escalated(
             outputs.idx,
             outputs.count,
-            None if padded else outputs.bucket,
+            None if self._batch.padded else outputs.bucket,
             following.largest,
             rounds,
         )
@@ -303,7 +332,7 @@ class StageWork:
 
     def _array(self, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> DeviceArray:
         array = DeviceArray(0, np.dtype(dtype), shape)
-        memory = self._stream.device.allocate(array.nbytes, f"stage {self.plan.spec.name}")
+        memory = self._resources.allocate(array.nbytes, f"stage {self.plan.spec.name}")
         return array._replace(address=memory.address)
 
     def _constant(self, values: npt.NDArray[np.generic]) -> DeviceArray:
@@ -312,8 +341,7 @@ class StageWork:
         return array
 
 
-def _from_row(array: DeviceArray, first: int) -> DeviceArray:
-    """Return an array from one of its rows on."""
+def _rows(array: DeviceArray, first: int, count: int) -> DeviceArray:
+    """Return some rows of an array."""
     row = array._replace(shape=array.shape[1:]).nbytes
-    shape = (array.shape[0] - first, *array.shape[1:])
-    return DeviceArray(array.address + first * row, array.dtype, shape)
+    return DeviceArray(array.address + first * row, array.dtype, (count, *array.shape[1:]))

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from runtime.cuda import CudaDevice, Stream
+from runtime.cuda import CudaDevice
+from runtime.cuda_resources import Stream
 from runtime.errors import GraphError
 
 Body = Callable[[Stream], None]
@@ -38,7 +39,7 @@ class Graph:
         """Free it, after its last launch has ended; a second call does nothing."""
         executable, self._executable = self._executable, None
         if executable is not None:
-            self._graphs.call("cuGraphExecDestroy", executable)
+            self._graphs.free(executable)
 
 
 class Graphs:
@@ -72,11 +73,20 @@ class Graphs:
         ------
         GraphError
             With the name of the call and of its error.
+        DeviceError
+            When the context has ended.
         """
-        status, *rest = self._device.call(self._function(name), *arguments)
+        status, *rest = self._function(name)(*arguments)
         if int(status) != 0:
-            raise GraphError(f"{name}: {status.name}")
+            error = self._device.failure(f"{name}: {status.name}")
+            raise GraphError(f"{name}: {status.name}") if self._device.is_usable else error
         return rest[0] if len(rest) == 1 else tuple(rest)
+
+    def free(self, executable: Any) -> None:
+        """Free an executable graph; with a dead context it is gone already."""
+        if self._device.is_usable:
+            with self._device.active():
+                self.call("cuGraphExecDestroy", executable)
 
     def capture(
         self, stream: Stream, body_stream: Stream, work: Callable[[Capture], None]
@@ -100,10 +110,10 @@ class Graphs:
         capture = Capture(self, stream, body_stream)
         try:
             work(capture)
+            graph = self.call("cuStreamEndCapture", stream.handle)
         except BaseException:
-            self._abandon(stream)
+            self._abandon(stream, owns_graph=True)
             raise
-        graph = self.call("cuStreamEndCapture", stream.handle)
         try:
             self._check_bodies(capture.bodies)
             return Graph(self, self.call("cuGraphInstantiate", graph, 0))
@@ -121,13 +131,15 @@ class Graphs:
         self.call("cuStreamBeginCaptureToGraph", stream.handle, graph, None, None, 0, mode)
         try:
             body(stream)
-        finally:
             self.call("cuStreamEndCapture", stream.handle)
+        except BaseException:
+            self._abandon(stream, owns_graph=False)
+            raise
 
-    def _abandon(self, stream: Stream) -> None:
+    def _abandon(self, stream: Stream, *, owns_graph: bool) -> None:
         """End a capture that failed; what it captured so far may be invalid, or nothing."""
-        status, graph = self._device.call(self._function("cuStreamEndCapture"), stream.handle)
-        if int(status) == 0 and int(graph):
+        status, graph = self._function("cuStreamEndCapture")(stream.handle)
+        if owns_graph and int(status) == 0 and int(graph):
             self.call("cuGraphDestroy", graph)
 
     def _check_bodies(self, bodies: Sequence[Any]) -> None:
@@ -151,20 +163,21 @@ class Graphs:
                 yield from self._nodes(self.call("cuGraphChildGraphNodeGetGraph", node))
 
     def _check_copy(self, node: Any) -> None:
-        copy = self.call("cuGraphMemcpyNodeGetParams", node)
-        host = self.api.CUmemorytype.CU_MEMORYTYPE_HOST
-        for kind, address in (
-            (copy.srcMemoryType, copy.srcHost),
-            (copy.dstMemoryType, copy.dstHost),
+        copy, kinds = self.call("cuGraphMemcpyNodeGetParams", node), self.api.CUmemorytype
+        for kind, host, either in (
+            (copy.srcMemoryType, copy.srcHost, copy.srcDevice),
+            (copy.dstMemoryType, copy.dstHost, copy.dstDevice),
         ):
-            if kind == host and not self._is_mapped(address):
+            if kind == kinds.CU_MEMORYTYPE_DEVICE:
+                continue
+            address = host if kind == kinds.CU_MEMORYTYPE_HOST else int(either)
+            if not self._is_mapped(address):
                 raise GraphError("a conditional body copies host memory that is not mapped")
 
     def _is_mapped(self, address: int) -> bool:
         """Return whether host memory is pinned and mapped."""
         attribute = self.api.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_POINTER
-        function = self._function("cuPointerGetAttribute")
-        status, _ = self._device.call(function, attribute, address)
+        status, _ = self._function("cuPointerGetAttribute")(attribute, address)
         return int(status) == 0
 
     def _function(self, name: str) -> Callable[..., Any]:

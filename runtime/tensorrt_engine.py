@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kernels.launch import DeviceArray
-from runtime.cuda import CudaDevice, DeviceMemory, Stream
+from runtime.cuda import CudaDevice
+from runtime.cuda_resources import DeviceMemory, Stream
 from runtime.errors import TensorRTError
 from runtime.plans import LIBRARY_NAMES, Library, Plan
 

@@ -144,6 +144,10 @@ def overlap(one: Sequence[Span], other: Sequence[Span]) -> Span | None:
     return None
 
 
+def _done() -> Touched:
+    raise AssertionError("an operation runs once")
+
+
 class Queues:
     """All streams, and the host that waits for them.
 
@@ -272,6 +276,7 @@ class Queues:
         self._streams[operation.stream].popleft()
         operation.touched = operation.run()
         operation.done = True
+        operation.run, operation.needs = _done, ()  # which may keep much alive
         self._ended.append(operation)
         self._log("ran", operation)
         self.races.add(operation)
