@@ -1,0 +1,70 @@
+"""The doubles of libcuda and TensorRT below the real pycuda and cuda-bindings.
+
+These tests run in a process of their own, see CONTRIBUTING.md.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from runtime.devices import GpuOptions
+from tests.cuda_cpu.build import has_compiler
+from tests.cuda_double.driver import Driver, Machine
+from tests.cuda_double.install import install, kernels
+from tests.cuda_double.plans import write_plans
+from tests.cuda_double.shim import shim
+from tests.tensorrt_double.libraries import cache_folder
+
+ZOO = Path(__file__).parents[2] / "zoo" / "fashion"
+ZOO_BUCKETS = (1, 8, 32, 64, 256)
+
+Start = Callable[..., Driver]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def doubles() -> None:
+    """Install the doubles, once."""
+    if not has_compiler():
+        pytest.skip("no C++ compiler: install g++, or name one in CXX")
+    # Kernels are compiled once, whatever tests a run selects.
+    os.environ["XDG_CACHE_HOME"] = str(cache_folder() / "home")
+    install()
+
+
+@pytest.fixture
+def gpu() -> Iterator[Start]:
+    """Return what starts a GPU; afterwards nothing may have gone wrong on it, or be left."""
+    drivers: list[Driver] = []
+
+    def start(seed: int | None = 0, **machine: object) -> Driver:
+        driver = Driver(kernels(), Machine(**machine), seed=seed)
+        drivers.append(driver)
+        shim().use(driver)
+        return driver
+
+    yield start
+    shim().use(None)
+    for driver in drivers:
+        assert driver.errors == []
+        assert driver.live() == {}
+
+
+@pytest.fixture
+def quick() -> GpuOptions:
+    """Without the self-check, which has tests of its own."""
+    return GpuOptions(verify=False)
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory) -> Path:
+    """The demo bundle with plans of its FP32 models."""
+    folder = tmp_path_factory.mktemp("zoo") / "fashion"
+    shutil.copytree(ZOO, folder)
+    shim().use(Driver(kernels()))
+    write_plans(folder, ZOO_BUCKETS)
+    return folder
