@@ -20,7 +20,7 @@ from kernels.cubins import load_cubin
 from kernels.errors import KernelError
 from kernels.launch import Grid, Kernel
 from kernels.nvrtc import Target
-from runtime.cuda_resources import DeviceMemory, Event, PinnedMemory, Resource, Stream
+from runtime.cuda_resources import Activity, DeviceMemory, Event, PinnedMemory, Resource, Stream
 from runtime.driver import DriverError, ask_driver, pop_context
 from runtime.errors import ClosedError, DeviceError, DeviceMemoryError
 
@@ -52,12 +52,15 @@ class CudaDevice:
         CUDA version of the driver, major and minor.
     shares_memory
         Whether it has no memory of its own but the host's, as on Jetson.
+    activity
+        What the host has asked of it so far.
     """
 
     def __init__(self, index: int = 0) -> None:
         self.index = index
         self.gpu, self.driver_version = _ask(index)
         self.driver = _import_pycuda()
+        self.activity = Activity()
         self._process = os.getpid()
         self._lock = threading.RLock()
         self._depth = 0
@@ -217,6 +220,7 @@ class CudaDevice:
             self._functions[kernel.name] = function.prepare([f"{ctypes.sizeof(arguments)}s"])
         block = (kernel.threads, 1, 1)
         native = self._streams[stream].native
+        self.activity.launches += 1
         self.call(function.prepared_async_call, grid, block, native, bytes(arguments))
 
     def adopt(self, resource: Resource) -> None:

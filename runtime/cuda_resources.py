@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -18,6 +19,25 @@ if TYPE_CHECKING:
     from runtime.cuda import CudaDevice
 
 _R = TypeVar("_R", bound="Resource")
+
+
+@dataclass
+class Activity:
+    """What the host has asked of a device since it was opened.
+
+    Attributes
+    ----------
+    launches
+        Kernels, engines and graphs.
+    copies
+        Enqueued ones, those that graphs hold not among them.
+    waits
+        How often the host waited for the device.
+    """
+
+    launches: int = 0
+    copies: int = 0
+    waits: int = 0
 
 
 class Resource:
@@ -90,6 +110,7 @@ class Event(Resource):
 
     def sync(self) -> None:
         """Wait until everything before it has ended."""
+        self.device.activity.waits += 1
         self.device.call(self.native.synchronize)
 
     def milliseconds_since(self, earlier: Event) -> float:
@@ -127,14 +148,17 @@ class Stream(Resource):
 
     def copy_in(self, target: int, source: npt.NDArray[Any]) -> None:
         """Enqueue a copy from pinned memory, which must stay as it is until the copy has ended."""
+        self.device.activity.copies += 1
         self.device.call(self.device.driver.memcpy_htod_async, target, source, self.native)
 
     def copy_out(self, target: npt.NDArray[Any], source: int) -> None:
         """Enqueue a copy to pinned memory."""
+        self.device.activity.copies += 1
         self.device.call(self.device.driver.memcpy_dtoh_async, target, source, self.native)
 
     def copy(self, target: int, source: int, nbytes: int) -> None:
         """Enqueue a copy within the device's memory."""
+        self.device.activity.copies += 1
         self.device.call(self.device.driver.memcpy_dtod_async, target, source, nbytes, self.native)
 
     def fill(self, target: DeviceArray, value: int = 0) -> None:
@@ -149,6 +173,7 @@ class Stream(Resource):
 
     def sync(self) -> None:
         """Wait until everything enqueued has ended."""
+        self.device.activity.waits += 1
         self.device.call(self.native.synchronize)
 
     @contextmanager
@@ -184,9 +209,9 @@ class Resources:
         """Return a new stream."""
         return self._keep(self.device.stream())
 
-    def event(self) -> Event:
-        """Return a new event, which keeps no time."""
-        return self._keep(self.device.event())
+    def event(self, *, timed: bool = False) -> Event:
+        """Return a new event, see `CudaDevice.event`."""
+        return self._keep(self.device.event(timed=timed))
 
     def close(self) -> None:
         """Free everything, the latest first; a second call does nothing."""

@@ -17,6 +17,7 @@ _NAME_BYTES = 256
 _CAPABILITY_MAJOR = 75
 _CAPABILITY_MINOR = 76
 _DISABLE_TIMING = 2  # CU_EVENT_DISABLE_TIMING
+_OF_AN_EMULATION = "cuda_double_dispatch_to"  # no real driver has it
 
 
 class DriverError(DeviceError):
@@ -81,6 +82,17 @@ def ask_driver() -> Driver:
     return Driver(f"{major}.{minor}", tuple(_gpu(library, i) for i in range(count.value)))
 
 
+def is_emulated() -> bool:
+    """Return whether the driver is no driver, but the stand-in of our tests, on the CPU.
+
+    Raises
+    ------
+    DriverError
+        When there is none.
+    """
+    return _Library().has(_OF_AN_EMULATION)
+
+
 def wait_for_stream(stream: int, other: int) -> None:
     """Let a ``CUstream``'s further work start after all that another one holds now.
 
@@ -133,6 +145,10 @@ class _Library:
                 f"{LIBRARY}: not found, so this machine has no NVIDIA driver. "
                 "Install it, or, in a container, start it with the NVIDIA runtime."
             ) from None
+
+    def has(self, name: str) -> bool:
+        """Return whether there is a function of that name."""
+        return hasattr(self._functions, name)
 
     def call(self, name: str, *arguments: object) -> None:
         """Call a function that returns a CUresult."""

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kernels import ops
+from kernels.frames import PixelFormat
 from kernels.launch import DeviceArray
 from runtime.bundle import Bundle
 from runtime.cuda import CudaDevice
@@ -98,6 +99,8 @@ class GpuExecutor:
     ----------
     mode, mode_reason
         How the engines are launched, and why, in one line.
+    enqueue
+        Enqueues all between upload and download of a slot, as the mode says.
     closes_device
         Whether `close` closes the device too; not at first.
     """
@@ -142,6 +145,11 @@ class GpuExecutor:
         return self.plans[0].largest
 
     @property
+    def pixels(self) -> PixelFormat:
+        """Colours of the frames."""
+        return self._bundle.spec.input.pixels
+
+    @property
     def slot_bytes(self) -> int:
         """Memory that one batch in flight takes, on device and host; there are two."""
         return self._slots[0].nbytes
@@ -178,7 +186,7 @@ class GpuExecutor:
             slot = self._slots[number]
             try:
                 slot.upload(Request(frames, thresholds, force))
-                self._enqueue(slot)
+                self.enqueue(slot)
                 slot.download()
             except BaseException:
                 self._abandon(slot)
@@ -193,14 +201,21 @@ class GpuExecutor:
         with self.device.active():
             return borrow(frames, self._slots[0].stream)
 
+    def idle_slot(self) -> Slot:
+        """Finish the batches in flight and return a slot, for those who measure.
+
+        The device must be active.
+        """
+        for number in range(SLOTS):
+            self._finish(number)
+        return self._slots[0]
+
     def stage_logits(self, frames: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.float32]]:
         """Return every stage's logits of up to `batch` frames, f32 [n, K] each."""
         with self.device.active():
-            for number in range(SLOTS):
-                self._finish(number)
-            slot = self._slots[0]
+            slot = self.idle_slot()
             slot.upload(self._escalate_all(frames))
-            self._enqueue(slot)
+            self.enqueue(slot)
             slot.settle()
             logits = [slot.stream.download(work.logits(len(frames))) for work in slot.works]
             return [values.astype(np.float32) for values in logits]
@@ -229,17 +244,16 @@ class GpuExecutor:
             self._engines, self._slots = [], []
 
     def _open(self, mode: Mode | None) -> None:
-        pixels = self._bundle.spec.input.pixels
         for _ in range(SLOTS):
             padded = mode == "padded"
-            slot = Slot(self.device, self.plans, pixels, size=self.batch, padded=padded)
+            slot = Slot(self.device, self.plans, self.pixels, size=self.batch, padded=padded)
             self._slots.append(slot)
             self._warm_up(slot)
-        self._enqueue: Callable[[Slot], None] = self._enqueue_host
+        self.enqueue: Callable[[Slot], None] = self._enqueue_host
         self.mode: Mode = "host"
         self.mode_reason = "asked for"
         if mode == "padded":
-            self.mode, self._enqueue = mode, self._enqueue_padded
+            self.mode, self.enqueue = mode, self._enqueue_padded
         elif mode != "host":
             self._try_graph(required=mode == "graph")
         log.info("launch mode %s: %s", self.mode, self.mode_reason)
@@ -260,7 +274,7 @@ class GpuExecutor:
             self.mode_reason = f"no graph: {error}"
             return
         kind = "SWITCH" if graphs.uses_switch else "IF"
-        self.mode, self._enqueue = "graph", self._enqueue_graph
+        self.mode, self.enqueue = "graph", self._enqueue_graph
         self.mode_reason = f"{kind} nodes, no wait for a count"
 
     def _enqueue_host(self, slot: Slot) -> None:
@@ -270,20 +284,15 @@ class GpuExecutor:
                 rows = slot.wait_for_count(number - 1)
                 if rows == 0:
                     return
-            self._feed(slot, work)
-            for first in range(0, rows, work.plan.largest):
-                size = work.plan.bucket_for(min(rows - first, work.plan.largest))
-                work.run(size, slot.stream, first=first)
-            work.decide.enqueue(self.device, stream=slot.stream.handle)
+            work.enqueue_feed(slot.stream)
+            work.run_rows(rows, slot.stream)
+            work.enqueue_decision(slot.stream)
 
     def _enqueue_padded(self, slot: Slot) -> None:
         for number, work in enumerate(slot.works):
-            self._feed(slot, work)
-            largest = work.plan.largest
-            for first in range(0, work.plan.rows, largest):
-                size = largest if number else work.plan.bucket_for(slot.rows)
-                work.run(size, slot.stream, first=first)
-            work.decide.enqueue(self.device, stream=slot.stream.handle)
+            work.enqueue_feed(slot.stream)
+            work.run_rows(work.plan.rows if number else slot.rows, slot.stream)
+            work.enqueue_decision(slot.stream)
 
     def _enqueue_graph(self, slot: Slot) -> None:
         slot.graphs[self.plans[0].bucket_for(slot.rows)].launch(slot.stream)
@@ -291,7 +300,7 @@ class GpuExecutor:
     def _capture(self, slot: Slot, bucket: int, capture: Capture) -> None:
         """Enqueue a batch whose first stage runs at ``bucket``, branching where a count decides."""
         for number, work in enumerate(slot.works):
-            self._feed(slot, work)
+            work.enqueue_feed(slot.stream)
             if number == 0:
                 work.run(bucket, slot.stream)
             else:
@@ -299,7 +308,7 @@ class GpuExecutor:
                 assert index is not None
                 for round_ in range(work.plan.rounds):
                     self._branch(slot, work, capture, _item(index, round_), round_)
-            work.decide.enqueue(self.device, stream=slot.stream.handle)
+            work.enqueue_decision(slot.stream)
 
     def _branch(
         self, slot: Slot, work: StageWork, capture: Capture, index: DeviceArray, round_: int
@@ -311,10 +320,6 @@ class GpuExecutor:
         first = round_ * work.plan.largest
         bodies = [partial(work.run, size, first=first) for size in work.plan.buckets]
         capture.branch(bodies, select)
-
-    def _feed(self, slot: Slot, work: StageWork) -> None:
-        for launch in work.feed:
-            launch.enqueue(self.device, stream=slot.stream.handle)
 
     def _warm_up(self, slot: Slot) -> None:
         """Run everything once: a first launch may load a kernel, a first batch allocates memory."""

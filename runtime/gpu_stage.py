@@ -214,6 +214,21 @@ class StageWork:
             if not tensors[name].is_input:
                 stream.copy(places[name].address, copy.address, copy.nbytes)
 
+    def run_rows(self, rows: int, stream: Stream) -> None:
+        """Enqueue the engine on the first rows, in rounds of the largest bucket."""
+        largest = self.plan.largest
+        for first in range(0, rows, largest):
+            self.run(self.plan.bucket_for(min(rows - first, largest)), stream, first=first)
+
+    def enqueue_feed(self, stream: Stream) -> None:
+        """Enqueue what fills the inputs."""
+        for launch in self.feed:
+            launch.enqueue(stream.device, stream=stream.handle)
+
+    def enqueue_decision(self, stream: Stream) -> None:
+        """Enqueue the gate or the scatter."""
+        self.decide.enqueue(stream.device, stream=stream.handle)
+
     def close_contexts(self) -> None:
         """Free the contexts, before the memory that they use; no run may be in flight."""
         self._contexts.clear()
@@ -316,15 +331,19 @@ class StageWork:
         )
 
     def _scatter(self) -> Launch:
-        assert self._arrived is not None
         batch, number = self._batch, self.plan.number
         return ops.scatter(
             self.tensors[self.plan.spec.logits],
-            self._arrived.samples,
+            self._arrived.samples if self._arrived else self._all_samples(),
             (batch.label, batch.confidence, batch.stage),
             temperature=batch.settings[number].temperature,
             stage=number,
         )
+
+    def _all_samples(self) -> ops.Escalated:
+        """Return all of them, as a gate would send them on: for a stage that stands alone."""
+        idx = self._constant(np.arange(self._batch.size, dtype=np.int32))
+        return ops.Escalated(idx, self._batch.valid, None, self.plan.largest, self.plan.rounds)
 
     def _scores(self, output: str) -> DeviceArray:
         """Return the score tensor f32 [n] or [n, 1] as [batch]."""

@@ -33,6 +33,7 @@ class Graph:
 
     def launch(self, stream: Stream) -> None:
         """Enqueue the whole graph; neither allocates nor waits."""
+        self._graphs.device.activity.launches += 1
         self._graphs.call("cuGraphLaunch", self._executable, stream.handle)
 
     def close(self) -> None:
@@ -52,12 +53,14 @@ class Graphs:
 
     Attributes
     ----------
+    device
+        See above.
     uses_switch
         Whether a branch is one SWITCH node, or, before CUDA 12.8, a chain of IF nodes.
     """
 
     def __init__(self, device: CudaDevice) -> None:
-        self._device = device
+        self.device = device
         major, minor = device.driver_version
         if (major, minor) < _IF_SINCE:
             raise GraphError(
@@ -78,14 +81,14 @@ class Graphs:
         """
         status, *rest = self._function(name)(*arguments)
         if int(status) != 0:
-            error = self._device.failure(f"{name}: {status.name}")
-            raise GraphError(f"{name}: {status.name}") if self._device.is_usable else error
+            error = self.device.failure(f"{name}: {status.name}")
+            raise GraphError(f"{name}: {status.name}") if self.device.is_usable else error
         return rest[0] if len(rest) == 1 else tuple(rest)
 
     def free(self, executable: Any) -> None:
         """Free an executable graph; with a dead context it is gone already."""
-        if self._device.is_usable:
-            with self._device.active():
+        if self.device.is_usable:
+            with self.device.active():
                 self.call("cuGraphExecDestroy", executable)
 
     def capture(

@@ -252,6 +252,7 @@ class Context:
         TensorRTError
             When TensorRT refuses.
         """
+        self._engine.device.activity.launches += 1
         if not self._native.execute_async_v3(stream.handle):
             raise self._failure("running it")
 
