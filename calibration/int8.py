@@ -16,7 +16,7 @@ from calibration.forms import MADE_FORMS, MadeForm, Recipe
 from calibration.installation import copy_bundle, install
 from calibration.ranges import METHODS, PERCENTILE, Method
 from calibration.recorded import Claim
-from calibration.samples import load_samples
+from calibration.samples import FEWEST, load_samples
 from runtime.bundle import Bundle, load_bundle
 from runtime.environment import dot_product_instructions
 from runtime.session import available_threads
@@ -98,7 +98,13 @@ _COUNT = click.IntRange(1)
     type=_PATH,
     help="Images, with labels if there are any, on which the budget must hold.  [default: --data]",
 )
-@click.option("--images", type=_COUNT, default=1000, show_default=True, help="Of --data, at most.")
+@click.option(
+    "--images",
+    type=click.IntRange(FEWEST),
+    default=1000,
+    show_default=True,
+    help="Of --data, at most.",
+)
 @click.option(
     "--form",
     "forms",

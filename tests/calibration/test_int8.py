@@ -146,6 +146,24 @@ def test_changed_decisions_are_those_of_the_fp32_threshold(int8: Command) -> Non
     assert changed == (kept[0] != kept[1]).mean() > 0
 
 
+def test_the_input_is_never_clipped(int8: Command) -> None:
+    int8("--method", "percentile", "--percentile", 60, "--max-drop", 100, "--images", 400)
+    made = onnx.load(int8.bundle / "models" / "large.int8_trt.onnx")
+    weights = {item.name: onnx.numpy_helper.to_array(item) for item in made.graph.initializer}
+    (pair,) = [item for item in made.graph.node if item.input[0] == "x"]
+    largest = np.abs(inputs(selection(int8)[0])).max()
+    assert weights[pair.input[1]] == pytest.approx(largest / 127)
+
+
+def test_golden_logits_of_forms_for_a_gpu_are_rounded_as_half(int8: Command) -> None:
+    int8()
+    golden = read_npz(int8.bundle / "golden.npz", ())
+    made = onnx.load(int8.bundle / "models" / "large.fp16.onnx")
+    x = inputs(golden["frames"])
+    np.testing.assert_array_equal(golden["logits/large/fp16"], run(emulated(made), x))
+    assert (run(made, x) != golden["logits/large/fp16"]).any()
+
+
 def test_the_report_for_people_says_everything(int8: Command) -> None:
     shown = int8().stdout
     assert re.search(r"8-bit dot products: \w+", shown)

@@ -188,6 +188,17 @@ def test_a_constant_node_is_cast_like_a_weight() -> None:
     np.testing.assert_array_equal(run(half, X), X / 2)
 
 
+def test_a_node_that_reads_no_float_gives_what_it_gave() -> None:
+    network = model(
+        [node("Shape", "x", "size"), node("ConstantOfShape", "size", "zeros"),
+         node("Add", "x zeros", "y")],
+        {},
+    )  # fmt: skip
+    half = to_half(network)
+    assert operators(half) == ["Cast", "Shape", "ConstantOfShape", "Cast", "Add", "Cast"]
+    np.testing.assert_array_equal(run(half, X), X)
+
+
 def test_a_graph_inside_a_node_stays_in_fp32_and_reads_what_it_read() -> None:
     def branch(kind: str) -> onnx.GraphProto:
         out = helper.make_tensor_value_info(kind, TensorProto.FLOAT, ["n", 4])
