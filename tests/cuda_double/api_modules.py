@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kernels.launch import Kernel
 from tests.cuda_double import structures
 from tests.cuda_double.driver import Driver
 from tests.cuda_double.structures import Status, store, u32
-from tests.cuda_double.work import Touched
+from tests.cuda_double.work import NOTHING, Touched
+
+PAGEABLE = 0x1000
+"""An address of the host that is not pinned."""
 
 _SELECT_SINCE = (12, 3)  # the driver resolves cudaGraphSetConditional from then on
 
@@ -95,7 +98,18 @@ class Modules:
         return driver.enqueue(stream, kernel.name, run)
 
 
-def enqueue_engine(driver: Driver, stream: int, name: str, run: Callable[[], Touched]) -> int:
-    """Enqueue what the doubled TensorRT runs, as one kernel."""
+def enqueue_engine(
+    driver: Driver,
+    stream: int,
+    name: str,
+    run: Callable[[], Touched],
+    *,
+    captured_as: Sequence[str] = ("KERNEL",),
+) -> int:
+    """Enqueue what the doubled TensorRT runs, as one kernel; a graph gets nodes of these kinds."""
     driver.counts.launches += 1
-    return driver.enqueue(stream, name, run)
+    if stream in driver.captures:
+        for kind in captured_as[1:]:
+            copy = (PAGEABLE, PAGEABLE, 1) if kind == "MEMCPY" else None
+            driver.enqueue(stream, f"{kind} of {name}", lambda: NOTHING, kind=kind, copy=copy)
+    return driver.enqueue(stream, name, run, kind=captured_as[0])

@@ -259,7 +259,8 @@ class ExecutionContext:
         run = functools.partial(
             self._run, batch, dict(self._addresses), Span(*_span(*self._scratch))
         )
-        if enqueue_engine(driver, stream_handle, f"{engine.plan.name} at {batch}", run):
+        name, kinds = f"{engine.plan.name} at {batch}", engine.plan.captured_as
+        if enqueue_engine(driver, stream_handle, name, run, captured_as=kinds):
             return self._fail("enqueueV3: CUDA failure")
         return True
 

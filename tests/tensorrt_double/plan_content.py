@@ -28,7 +28,7 @@ class PlanContent:
     host_code
         Has code for the host, as version-compatible plans do.
     captured_as
-        Kinds of the nodes that a run becomes in a graph.
+        Kinds of the nodes that a run becomes in a graph, the first of which does it.
     """
 
     name: str
