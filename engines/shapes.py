@@ -58,7 +58,12 @@ def check_shapes(proto: onnx.ModelProto, inputs: Mapping[str, Shape]) -> None:
 def _settle(light: onnx.ModelProto) -> dict[str, Shape]:
     """Infer shapes, and fold what they make known into the model, until nothing is left to fold."""
     while True:
-        found = dict(_shapes_of(onnx.shape_inference.infer_shapes(light, data_prop=True)))
+        try:
+            inferred = onnx.shape_inference.infer_shapes(light, data_prop=True)
+        except onnx.shape_inference.InferenceError:
+            # Some versions raise even where they were not asked to; see `check_shapes`.
+            inferred = light
+        found = dict(_shapes_of(inferred))
         if not fold_shapes(light, found):
             return found
 
