@@ -22,6 +22,7 @@ from calibration.provenance import Digests, ProvenanceMeta, load_provenance, sav
 from calibration.recorded import Claim
 from calibration.samples import Samples
 from runtime.bundle import Bundle
+from runtime.host import HostExecutor
 from runtime.schema import Form
 
 
@@ -85,6 +86,8 @@ def convert(bundle: Bundle, plan: Plan, progress: Progress) -> Converted:
     ------
     CalibrationError
         When the images do not serve, or an activation is not finite.
+    BundleError
+        When a model does not fit ``cascade.json``.
     EngineError
         When a model cannot be quantised.
     """
@@ -92,6 +95,8 @@ def convert(bundle: Bundle, plan: Plan, progress: Progress) -> Converted:
         StageForms(bundle, index, plan.measuring, plan.recipe, gate=_gate(bundle, index))
         for index in range(len(bundle.spec.stages))
     ]
+    # After the models were read, which names an unknown operator's node, as ONNX Runtime does not.
+    _check_models(bundle)
     found = [_calibrated(stage, plan, progress) for stage in stages]
     _check_classes(plan.measuring, stages[-1].reference)
     outcomes = [
@@ -101,6 +106,11 @@ def convert(bundle: Bundle, plan: Plan, progress: Progress) -> Converted:
     return Converted(
         bundle, plan, tuple(outcomes), tuple(_combinations(bundle, plan, outcomes, progress))
     )
+
+
+def _check_models(bundle: Bundle) -> None:
+    forms: tuple[Form, ...] = ("fp32",) * len(bundle.spec.stages)
+    HostExecutor(bundle, forms, batch=1, threads=1).close()
 
 
 def addition(converted: Converted) -> Addition:

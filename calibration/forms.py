@@ -35,7 +35,7 @@ MadeForm = Literal["int8_host", "int8_trt", "fp16"]
 MADE_FORMS: tuple[MadeForm, ...] = ("int8_host", "int8_trt", "fp16")
 
 BATCH = 100
-DAMAGE_SAMPLES = 256
+DAMAGE_SAMPLES = 64
 LEAST_SPEEDUP = 1.05
 """Less is within the noise of a timing, and not worth another set of logits."""
 

@@ -469,6 +469,13 @@ def test_an_unknown_operator_is_named_with_its_node(int8: Command) -> None:
     assert "node node_r1 (FooBar): unknown operator" in int8(code=1).stderr
 
 
+def test_a_model_that_does_not_fit_the_bundle_is_refused(int8: Command) -> None:
+    spec = int8.load().spec
+    stages = (spec.stages[0], spec.stages[1].model_copy(update={"logits": "z"}))
+    save_spec(int8.bundle, spec.model_copy(update={"stages": stages}))
+    assert "outputs: expected 'z' as cascade.json says" in int8(code=1).stderr
+
+
 def test_a_bundle_without_selection_data_needs_data(int8: Command) -> None:
     (int8.bundle / "data" / "selection.npz").unlink()
     assert "pass --data" in int8(code=2).stderr
