@@ -27,6 +27,10 @@ Arguments = Callable[[int], list[int]]
 """Returns the first so many arguments of a call."""
 
 
+DEFAULT_STREAMS = (1, 2)
+"""CU_STREAM_LEGACY and CU_STREAM_PER_THREAD; 0 is the first of them, and nobody may use it here."""
+
+
 @dataclass
 class Machine:
     """What the double is.
@@ -106,6 +110,8 @@ class Driver:
         self.memory = Memory()
         self.races = Races(self.memory.allocation)
         self.queues = Queues(seed, self.races, self._happened)
+        for default in DEFAULT_STREAMS:
+            self.queues.open(default)
         self.counts = Counts()
         self.history: list[str] = []
         self.failure: Failure | None = None

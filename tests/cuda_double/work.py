@@ -208,6 +208,10 @@ class Queues:
         self.progress((0, 0, 0, 1, 3))
         return operation
 
+    def last(self, stream: int) -> Operation:
+        """Return what was enqueued last on a stream."""
+        return self._last[stream]
+
     def wait(self, operation: Operation) -> None:
         """Let the host wait for an operation."""
         self._finish(operation)
