@@ -15,7 +15,7 @@ gate reads logits that were not rounded to 256 steps.
 
 In ``int8_trt`` the nodes that compute from integers to integers keep their FP32 type, and nothing
 stands between them and their pairs: that is what TensorRT 8.6 fuses. The rest is cast to FP16, for
-TensorRT 11 and RTX run each node in the type it is written in. A matrix product belongs to the rest
+typed networks run each node in the type it is written in. A matrix product belongs to the rest
 whatever stands around it: Turing has no FP32 one.
 """
 

@@ -13,6 +13,7 @@ from engines.onnx_file import default_opset
 from runtime import bench, run
 from runtime.bundle import demo_folder, load_bundle
 from runtime.cascade import Cascade
+from runtime.golden import GOLDEN_TOLERANCE
 from runtime.images import load_arrays
 from runtime.preprocess import Preprocessor
 from runtime.session import HostModel
@@ -44,7 +45,8 @@ def test_a_form_gives_its_golden_logits_on_any_cpu(name: str, form: str) -> None
     preprocess = Preprocessor(BUNDLE.spec.stages[index].preprocessing, BUNDLE.spec.input)
     session = HostModel(path, threads=1, content=content)
     logits = session.run({"input": preprocess(stored["frames"])})["logits"]
-    np.testing.assert_allclose(logits, stored[f"logits/{name}/{form}"], atol=0.1)
+    expected = stored[f"logits/{name}/{form}"]
+    np.testing.assert_allclose(logits, expected, atol=GOLDEN_TOLERANCE[form], rtol=0)
 
 
 def test_the_integer_cascade_runs_and_the_fp32_one_is_certified_as_before() -> None:
