@@ -79,6 +79,24 @@ TOY(atomics) {
 
 TOY(order_of_arrival) { write(args.out + 1 + atomicInc(args.out, ~0u), global_thread()); }
 
+TOY(many_atomics) {
+  for (u32 k = 0; k < args.n; ++k) atomicAdd(args.out, 1u);
+}
+
+TOY(many_looks_and_writes) {
+  for (u32 k = 0; k < args.n; ++k) write(args.out, read_fresh(args.out) + 1);
+}
+
+// One thread writes two words, the other may look in between.
+TOY(two_writes) {
+  if (threadIdx.x == 0) {
+    write(args.out, 1u);
+    write(args.out + 1, 1u);
+  } else {
+    write(args.out + 2, 1 + read_fresh(args.out) - read_fresh(args.out + 1));
+  }
+}
+
 // The last block to finish sums what all have written.
 TOY(last_block_sums) {
   SHARED(bool, is_last);

@@ -159,6 +159,34 @@ def test_the_same_seed_gives_the_same_order_and_others_differ() -> None:
     assert arrivals(order="descending") == tuple(range(127, -1, -1))
 
 
+def first_arrivals(seed: int, grid: Grid, threads: int) -> int:
+    toy = Toy("order_of_arrival", words=1 + 64, seed=seed, resident=1)
+    toy.run(grid, threads)
+    return int(toy.out[1])
+
+
+def test_a_seed_decides_which_thread_and_which_block_comes_first() -> None:
+    assert max(first_arrivals(seed, (1, 1, 1), 64) for seed in range(10)) > 8
+    assert len({first_arrivals(seed, (64, 1, 1), 1) for seed in range(10)}) > 3
+
+
+def test_random_order_shows_what_is_half_done() -> None:
+    def seen(**options: Any) -> int:
+        toy = Toy("two_writes", words=3, **options)
+        toy.run(threads=2)
+        return int(toy.out[2])
+
+    assert seen() == seen(order="descending") == 1
+    assert 2 in {seen(seed=seed) for seed in range(40)}
+
+
+@pytest.mark.parametrize("name", ["many_atomics", "many_looks_and_writes"])
+def test_looking_is_no_livelock_while_something_changes(name: str) -> None:
+    toy = Toy(name, words=1, n=2_200_000)
+    toy.run(threads=1)
+    assert toy.out[0] == toy.n
+
+
 @pytest.mark.parametrize("options", [{}, {"order": "descending"}, {"seed": 1}], ids=str)
 def test_blocks_that_are_resident_together_may_wait_for_each_other(options: Any) -> None:
     toy = Toy("wait_for_next_block", words=4, resident=4, **options)
