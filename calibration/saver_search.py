@@ -35,7 +35,7 @@ from calibration.recorded import Claim
 
 
 @dataclass(frozen=True)
-class Plan:
+class Scope:
     """How far a search goes.
 
     Attributes
@@ -139,21 +139,21 @@ class SaverSearch:
 
     selection: Selection
     costs: Costs
-    plan: Plan
+    scope: Scope
     progress: Progress
     screen: Screen = field(init=False)
 
     def __post_init__(self) -> None:
         """Refuse a claim that no number of lossless samples could support."""
-        claim = self.plan.claim
+        claim = self.scope.claim
         needed = smallest_passing_n(epsilon=claim.epsilon, delta=claim.delta, method=claim.method)
-        if self.plan.size < needed:
+        if self.scope.size < needed:
             raise CalibrationError(
-                f"{self.plan.size} samples are too few to certify a drop of {claim.epsilon:g} at "
+                f"{self.scope.size} samples are too few to certify a drop of {claim.epsilon:g} at "
                 f"delta {claim.delta:g} with {claim.method}: even without any loss it takes "
                 f"{needed}. Certify on more samples, or claim less."
             )
-        self.screen = Screen(self.selection.pool, self.costs, claim, self.plan.size)
+        self.screen = Screen(self.selection.pool, self.costs, claim, self.scope.size)
 
     def run(self) -> Found:
         """Search."""
@@ -161,7 +161,7 @@ class SaverSearch:
         useless = too_costly(self.selection, self.costs) | self._saturated()
         screened = self._screened([name for name in self._savers() if name not in useless])
         limit = self.costs.alone(pool.large)
-        finalists = [item for item in screened if item.cost < limit][: self.plan.finalists]
+        finalists = [item for item in screened if item.cost < limit][: self.scope.finalists]
         forecast = {item.names: item for item in self._forecast(finalists)}
         refused = {item.names for item in finalists} - set(forecast)
         singles = [Single(n, self.costs.alone(n), pool.accuracy(n)) for n in pool.logits]
@@ -182,13 +182,13 @@ class SaverSearch:
         task = self.progress.add_task("screen", total=None)
         wanted: list[Candidate] = []
         best: list[Candidate] = []
-        for length in range(2, max(self.plan.lengths) + 1):
+        for length in range(2, max(self.scope.lengths) + 1):
             found = []
             for chain in self._chains(savers, length, best):
                 found.append(self.screen.best(chain))
                 self.progress.advance(task)
             best = sorted(found, key=lambda item: item.cost)
-            wanted += best if length in self.plan.lengths else []
+            wanted += best if length in self.scope.lengths else []
         return sorted(wanted, key=lambda item: item.cost)
 
     def _chains(
@@ -203,7 +203,7 @@ class SaverSearch:
         return rank(
             self.screen,
             finalists,
-            draws=self.plan.draws,
+            draws=self.scope.draws,
             advance=lambda: self.progress.advance(task),
         )
 
@@ -225,9 +225,9 @@ class SaverSearch:
     def _resampled(self, candidates: Sequence[Candidate]) -> Float64:
         """Return each candidate's cost on each resampled split, f64 [resamplings, candidates]."""
         n = len(self.selection.pool.labels)
-        weights = resampling_weights(n, self.plan.resamplings)
+        weights = resampling_weights(n, self.scope.resamplings)
         task = self.progress.add_task("intervals", total=len(candidates))
-        costs = np.empty((self.plan.resamplings, len(candidates)))
+        costs = np.empty((self.scope.resamplings, len(candidates)))
         for column, item in enumerate(candidates):
             costs[:, column] = self.screen.resampled(item, weights)
             self.progress.advance(task)

@@ -25,7 +25,7 @@ from calibration.finals import Jury, best_certified, write_certified
 from calibration.ranking import Estimate
 from calibration.recorded import Claim
 from calibration.records import Data, load_data
-from calibration.saver_search import Found, Plan, SaverSearch
+from calibration.saver_search import Found, SaverSearch, Scope
 from calibration.search_report import show, summary
 from calibration.timings import host_runs, measure_joules, measure_seconds
 from runtime.schema import Setting
@@ -82,10 +82,10 @@ class Request:
             )
 
     @property
-    def plan(self) -> Plan:
+    def scope(self) -> Scope:
         """What is searched."""
         claim = Claim(self.epsilon, self.delta, self.method)
-        return Plan(claim, self.size, self._lengths, self.finalists, self.draws)
+        return Scope(claim, self.size, self._lengths, self.finalists, self.draws)
 
     @property
     def _lengths(self) -> tuple[int, ...]:
@@ -109,7 +109,7 @@ class Request:
         return Jury(
             cast("Path", self.certify_records),
             load_data(cast("Path", self.certify_data)),
-            self.plan.claim,
+            self.scope.claim,
             Budget(budget) if budget else None,
         )
 
@@ -215,7 +215,7 @@ def search(request: Request, data: Data | None = None) -> Found:
     CalibrationError
         When cards, records, costs or options are missing, damaged, or do not fit together.
     """
-    plan = request.plan
+    scope = request.scope
     selection = load_selection(request.pool, request.large, request.records)
     if data and data.sha256 != selection.data_sha256:
         raise CalibrationError(
@@ -224,7 +224,7 @@ def search(request: Request, data: Data | None = None) -> Found:
         )
     with progress_bar() as progress:
         costs = _costs(request, selection, progress)
-        return SaverSearch(selection, costs, plan, progress).run()
+        return SaverSearch(selection, costs, scope, progress).run()
 
 
 def _costs(request: Request, selection: Selection, progress: Progress) -> Costs:
