@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,22 +15,26 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
-from runtime import bench_report, plot
+from runtime import bench_report, bench_tables, plot
 from runtime.bench_accuracy import Accuracy, measure_accuracy
 from runtime.bench_memory import measure_memory
-from runtime.bench_timing import Timing, TimingPlan, measure_timing
+from runtime.bench_stages import Stages, stages_of
+from runtime.bench_timing import Timed, Timing, TimingPlan, measure_timing
 from runtime.bundle import Bundle, demo_folder, load_bundle
 from runtime.cascade import Cascade
-from runtime.devices import parse_forms
+from runtime.device_options import device_options, take_gpu_options
+from runtime.devices import GpuOptions, expects_gpu, parse_forms
 from runtime.environment import describe, refuse_foreign_packages
 from runtime.errors import InputError
-from runtime.host import on_host
+from runtime.host import HostExecutor
 from runtime.images import Images, load_arrays
 from runtime.terminal import Command, progress_bar
 
 LARGE_BATCHES = (1, 8, 32, 256)
 QUICK_IMAGES = 2_000
 RANDOM_IMAGES = 1_024
+EMULATED_BATCHES = 4
+"""An emulation has no times, so a few batches show all there is."""
 
 
 @click.command(cls=Command)
@@ -41,6 +47,13 @@ RANDOM_IMAGES = 1_024
     "--data",
     type=click.Path(path_type=Path),
     help="npz with images u8 [n,H,W,C] and labels [n].  [default: data/test.npz of the bundle]",
+)
+@device_options
+@click.option(
+    "--transfers/--no-transfers",
+    default=True,
+    show_default=True,
+    help="Times on a GPU hold the copies of frames and answers, or neither.",
 )
 @click.option("--batch", default=32, show_default=True, help="Images that arrive together.")
 @click.option(
@@ -60,7 +73,8 @@ RANDOM_IMAGES = 1_024
     "--percentiles", default="50,90,95,99", show_default=True, help="Of latency, comma-separated."
 )
 @click.option(
-    "--forms", help="Form of each stage, as fp32/int8_host/int8_host.  [default: all fp32]"
+    "--forms",
+    help="Form of each stage, as fp32/int8_host/int8_host.  [default: fp32, on a GPU fp16]",
 )
 @click.option("--threads", type=int, help="CPU threads of every engine.  [default: all available]")
 @click.option(
@@ -71,7 +85,9 @@ RANDOM_IMAGES = 1_024
     "--plot", "plot_file", type=click.Path(path_type=Path), help="Draw accuracy against cost."
 )
 @click.option(
-    "--memory", is_flag=True, help="Measure peak memory too, in two more processes (Linux)."
+    "--memory",
+    is_flag=True,
+    help="Measure peak memory too, in two more processes (CPU and Linux).",
 )
 @click.option("--quick", is_flag=True, help="A few seconds: 2,000 images, 100 batches.")
 @click.option("--seed", default=0, show_default=True, help="Of the order of images.")
@@ -85,8 +101,9 @@ def main(**options: Any) -> None:
       python -m runtime.bench
       python -m runtime.bench --batch 8 --threads 1 --json result.json --plot curve.png
       python -m runtime.bench --bundle my/bundle --data my/test.npz
+      python -m runtime.bench --device cuda --mode graph --no-transfers
     """
-    sys.exit(run_bench(Options(**options)))
+    sys.exit(run_bench(Options(gpu=take_gpu_options(options), **options)))
 
 
 @dataclass(frozen=True)
@@ -95,6 +112,9 @@ class Options:
 
     bundle: Path | None
     data: Path | None
+    device: str
+    gpu: GpuOptions
+    transfers: bool
     batch: int
     iterations: int
     duration: float
@@ -137,59 +157,84 @@ def run_bench(options: Options) -> int:
     images = _load_images(bundle, options)
     to_stdout = options.json_file is not None and str(options.json_file) == "-"
     console = Console(stderr=to_stdout)
-    with _load_cascade(bundle, options) as cascade:
+    with (
+        _load_cascade(bundle, options) as cascade,
+        closing(stages_of(cascade, transfers=options.transfers)) as stages,
+    ):
         force = _forced_rows(options, cascade, len(images.frames))
-        machine = describe()
-        console.print(bench_report.heading(cascade, images, machine, batch=options.batch))
-        accuracy, timing = _measure(cascade, options, images, force)
-        report = bench_report.build(cascade, images, accuracy, timing, percentiles=percentiles)
+        machine, device = describe(), stages.describe()
+        console.print(bench_tables.heading(cascade, device, images, machine, batch=options.batch))
+        accuracy, timing = _measure(cascade, stages, options, images, force)
+        report = bench_report.build(
+            cascade, stages, images, accuracy, timing, percentiles=percentiles
+        )
         report["peak_memory"] = _memory(bundle, options, cascade) if options.memory else None
-        report["environment"] = {**asdict(machine), "threads": on_host(cascade.executor).threads}
-        console.print(bench_report.tables(report))
+        report["environment"] = asdict(machine)
+        console.print(bench_tables.tables(report))
         _write(options, report, cascade, accuracy)
     return 130 if timing.interrupted else 0
 
 
 def _measure(
-    cascade: Cascade, options: Options, images: Images, force: npt.NDArray[np.uint8] | None
+    cascade: Cascade,
+    stages: Stages,
+    options: Options,
+    images: Images,
+    force: npt.NDArray[np.uint8] | None,
 ) -> tuple[Accuracy, Timing]:
-    plan = TimingPlan(
-        batch=options.batch,
-        batches=min(100, options.iterations) if options.quick else options.iterations,
-        seconds=options.duration,
-        warmup_seconds=options.warmup / 1e3,
-        large_batches=tuple(sorted({*LARGE_BATCHES, options.batch})),
-    )
+    plan = _timing_plan(options, emulated=stages.describe().emulated)
     timing, accuracy = Timing.empty(cascade, options.batch), Accuracy.empty(cascade)
     with progress_bar() as progress:
         try:
             task = progress.add_task("accuracy", total=len(images.frames))
             for done in measure_accuracy(cascade, images, accuracy, force=force):
                 progress.update(task, completed=done)
-            measure_timing(cascade, images.frames, plan, timing, force=force, progress=progress)
+            timed = Timed(cascade, stages, images.frames, force)
+            measure_timing(timed, plan, timing, progress=progress)
         except KeyboardInterrupt:
             timing.interrupted = True
     return accuracy, timing
+
+
+def _timing_plan(options: Options, *, emulated: bool) -> TimingPlan:
+    batches = min(100, options.iterations) if options.quick else options.iterations
+    return TimingPlan(
+        batch=options.batch,
+        batches=min(EMULATED_BATCHES, batches) if emulated else batches,
+        seconds=0.0 if emulated else options.duration,
+        warmup_seconds=0.0 if emulated else options.warmup / 1e3,
+        large_batches=tuple(sorted({*LARGE_BATCHES, options.batch})),
+    )
 
 
 def _memory(bundle: Bundle, options: Options, cascade: Cascade) -> dict[str, float]:
     data = options.data or bundle.folder / "data" / "test.npz"
     if not data.exists():
         raise InputError("--memory: give --data, the bundle has no data/test.npz.")
+    assert isinstance(cascade.executor, HostExecutor)
     peak = measure_memory(
         bundle.folder,
         data,
         cascade.forms,
         batch=options.batch,
-        threads=on_host(cascade.executor).threads,
+        threads=cascade.executor.threads,
     )
     return {**peak._asdict(), "ratio": peak.ratio}
 
 
 def _load_cascade(bundle: Bundle, options: Options) -> Cascade:
-    most = max(options.batch, *LARGE_BATCHES)
     forms = parse_forms(options.forms) if options.forms else None
-    cascade = Cascade.load(bundle, batch=most, threads=options.threads, forms=forms)
+    load = partial(Cascade.load, bundle, threads=options.threads, forms=forms, gpu=options.gpu)
+    # On the CPU also for the batches in which the large model alone may be faster.
+    most = max(options.batch, *LARGE_BATCHES)
+    gpu = expects_gpu(options.device, forms)
+    cascade = load(options.device, batch=options.batch if gpu else most)
+    if isinstance(cascade.executor, HostExecutor) and cascade.batch < most:
+        cascade.close()  # there is a GPU, and it could not be used
+        cascade = load("cpu", batch=most)
+    if options.memory and not isinstance(cascade.executor, HostExecutor):
+        cascade.close()
+        raise InputError("--memory: only for the CPU; what a GPU needs is always shown.")
     if options.threshold:
         values = _numbers("--threshold", options.threshold, 0, 1)
         gates = len(bundle.spec.gates)

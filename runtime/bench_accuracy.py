@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.cascade import Cascade
-from runtime.host import on_host
 from runtime.images import Images
 
 
@@ -36,9 +35,7 @@ class Accuracy:
     @classmethod
     def empty(cls, cascade: Cascade) -> Accuracy:
         """Return an account of no image yet."""
-        names = [
-            stage.spec.name for stage in on_host(cascade.executor).stages if stage.reads_frames
-        ]
+        names = [stage.name for stage in cascade.bundle.spec.stages if stage.reads_frames]
         classes = len(cascade.bundle.spec.labels)
         logits = {name: np.empty((0, classes), np.float32) for name in names}
         return cls(np.empty(0, np.int32), np.empty(0, np.int8), logits)
@@ -71,15 +68,12 @@ def measure_accuracy(
     for start in range(0, len(frames), cascade.batch):
         part = slice(start, start + cascade.batch)
         results = cascade.run(frames[part], force=None if force is None else force[:, part])
-        alone = {}
-        for stage in on_host(cascade.executor).stages:
-            if stage.reads_frames:
-                stage.feed(frames[part])
-                alone[stage.spec.name] = stage.run(len(frames[part]))
+        every = cascade.executor.stage_logits(frames[part])
         account.label = np.concatenate([account.label, results.label])
         account.stage = np.concatenate([account.stage, results.stage])
-        for name, logits in alone.items():
-            account.logits[name] = np.concatenate([account.logits[name], logits])
+        for name, logits in zip(cascade.stage_names, every, strict=True):
+            if name in account.logits:
+                account.logits[name] = np.concatenate([account.logits[name], logits])
         if images.labels is not None:
             account.truth = images.labels[: len(account.label)]
         yield len(account.label)

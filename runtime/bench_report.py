@@ -1,4 +1,4 @@
-"""What the bench found: the numbers under stable keys, and how they look on a terminal."""
+"""What the bench found: the numbers under stable keys, as JSON and as CSV."""
 
 from __future__ import annotations
 
@@ -10,112 +10,63 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
-from rich.box import SIMPLE
-from rich.console import Group, RenderableType
-from rich.panel import Panel
-from rich.table import Table
 
 from runtime.bench_accuracy import Accuracy
+from runtime.bench_stages import Split, Stages
 from runtime.bench_timing import Timing
 from runtime.bundle import replacing
 from runtime.cascade import Cascade
-from runtime.environment import MachineFacts
 from runtime.errors import InputError
-from runtime.host import on_host
 from runtime.images import Images
-from runtime.measurement import P99_NEEDS, Subject, median_ratio, paired_interval, wilson_interval
+from runtime.measurement import Subject, median_ratio, paired_interval, wilson_interval
+
+FORMAT: Final = "tinysaver.bench/1"
 
 Report = dict[str, Any]
 
 
 def build(
     cascade: Cascade,
+    stages: Stages,
     images: Images,
     accuracy: Accuracy,
     timing: Timing,
     *,
     percentiles: Sequence[float],
 ) -> Report:
-    """Return every number of the bench; rates and accuracies are fractions, throughput images/s."""
+    """Return every number of the bench; rates and accuracies are fractions, throughput images/s.
+
+    Where nothing but an emulation has run there are no times.
+    """
+    device = stages.describe()
+    timed = timing.without_times() if device.emulated else timing
     names = cascade.stage_names
     large = accuracy.alone(names[-1]) if names[-1] in accuracy.logits else None
-    savers = [
-        _subject(
-            timing.savers[name],
-            percentiles,
-            accuracy.share_right(accuracy.alone(name)),
-            batch=timing.batch,
-        )
-        for name in names[:-1]
-        if name in timing.savers
-    ]
     rates = _escalation(cascade, accuracy)
-    turns = timing.turns
     return {
+        "format": FORMAT,
         "bundle": cascade.bundle.spec.name,
         "stages": list(names),
+        "forms": list(cascade.forms),
         "thresholds": list(cascade.thresholds),
         "images": {"source": images.source, "n": len(accuracy.label), "random": images.random},
-        "cascade": _subject(
-            timing.cascade,
-            percentiles,
-            accuracy.share_right(accuracy.label),
-            batch=timing.batch,
-        ),
-        "large_only": None
-        if timing.large is None or large is None
-        else _subject(
-            timing.large, percentiles, accuracy.share_right(large), batch=timing.large_batch
-        ),
-        "saver_only": savers[0] if savers else None,
-        "savers_only": savers,
-        "speedup": _ratio(median_ratio(turns["large"], turns["cascade"][: len(turns["large"])])),
-        "overhead_ratio": _ratio(median_ratio(turns["wall"], turns["sessions"])),
-        "overhead_ratio_repeated": _ratio(median_ratio(turns["wall"], turns["repeated"])),
-        "fill_loss": _ratio(median_ratio(turns["repeated"], turns["full"])),
+        "device": dict(device.facts),
+        **_subjects_of(accuracy, timed, large, percentiles),
+        **_ratios(timed),
         "escalation_rate": rates,
         "macs_per_image": _macs(cascade, rates),
         "macs_saved": _ratio(1 - _macs(cascade, rates) / cascade.bundle.spec.stages[-1].macs),
         "accuracy_drop": _drop(accuracy, large),
         "agreement_with_large": None if large is None else _mean(accuracy.label == large),
-        "stage_split": _split(cascade),
+        "split_clock": stages.clock,
+        "stage_split": [_split(split, timed=not device.emulated) for split in stages.split()],
+        "per_batch": stages.per_batch(),
         "certificate": _certificate(cascade),
         "interrupted": timing.interrupted,
     }
-
-
-def heading(
-    cascade: Cascade, images: Images, machine: MachineFacts, *, batch: int
-) -> RenderableType:
-    """Return the panel that says what is measured, on what, before it begins."""
-    stages = " -> ".join(
-        f"{stage.name} ({stage.macs / 1e6:.2f} MMAC)" for stage in cascade.bundle.spec.stages
-    )
-    pixels = " Random pixels make the escalation rate meaningless." if images.random else ""
-    threads = on_host(cascade.executor).threads
-    lines = [
-        f"cascade   {stages}, forms {'/'.join(cascade.forms)}",
-        f"gates     thresholds {', '.join(_threshold(t) for t in cascade.thresholds)}",
-        f"promise   {cascade.certification}",
-        f"images    {len(images.frames):,} from {images.source}, batch {batch}.{pixels}",
-        f"machine   {machine.cpu}, {machine.cpus_available} of {machine.cpus} CPUs, "
-        f"{machine.system}",
-        f"engine    ONNX Runtime {machine.onnxruntime}, {threads} threads, "
-        f"Python {machine.python}, NumPy {machine.numpy}",
-        "measured  wall time from u8 frames in memory to labels: resize, engines, gates, gather",
-    ]
-    return Panel("\n".join(lines), title=f"bench: {cascade.bundle.spec.name}", title_align="left")
-
-
-def tables(report: Report) -> RenderableType:
-    """Return the tables and lines of the terminal report."""
-    parts: list[RenderableType] = [_subjects_table(report), _summary(report), _split_table(report)]
-    if report["interrupted"]:
-        parts.append("[yellow]Interrupted: the numbers cover only what was measured until then.")
-    return Group(*parts)
 
 
 def write_json(path: Path, report: Report) -> None:
@@ -131,8 +82,8 @@ def write_json(path: Path, report: Report) -> None:
 def write_csv(path: Path, report: Report) -> None:
     """Write one line per subject: cascade, large model alone, each saver alone."""
     text = io.StringIO()
-    rows = _subjects(report)
-    latency = _times_in(report)
+    rows = subjects(report)
+    latency = latency_keys(report)
     writer = csv.writer(text)
     columns = ["subject", "batch", "throughput", "accuracy", "calls"]
     writer.writerow([*columns, *(f"{key}_ms" for key in latency)])
@@ -147,6 +98,20 @@ def write_csv(path: Path, report: Report) -> None:
         stream.write(text.getvalue().encode())
 
 
+def subjects(report: Report) -> list[tuple[str, Report]]:
+    """Return what was timed, each with a name for people, the cascade first."""
+    rows = [("cascade", report["cascade"])]
+    if report["large_only"]:
+        rows.append((f"{report['large_only']['name']} alone", report["large_only"]))
+    return rows + [(f"{saver['name']} alone", saver) for saver in report["savers_only"]]
+
+
+def latency_keys(report: Report) -> list[str]:
+    """Return the keys of the times of a call, in the order to show them."""
+    times = report["cascade"]["latency_ms"]
+    return [key for key in times if key not in ("mean", "samples", "p99_reliable")]
+
+
 def check_writable(path: Path) -> None:
     """Refuse an output path that cannot be written, before the work begins."""
     if path.is_dir() or not path.parent.is_dir():
@@ -156,6 +121,37 @@ def check_writable(path: Path) -> None:
             pass
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}).") from None
+
+
+def _subjects_of(
+    accuracy: Accuracy, timing: Timing, large: Any, percentiles: Sequence[float]
+) -> Report:
+    """Return cascade, large model and savers; ``large`` is the labels of the large model alone."""
+    right = accuracy.share_right
+    savers = [
+        _subject(subject, percentiles, right(accuracy.alone(name)), batch=timing.batch)
+        for name, subject in timing.savers.items()
+    ]
+    whole = _subject(timing.cascade, percentiles, right(accuracy.label), batch=timing.batch)
+    alone = None
+    if timing.large is not None and large is not None:
+        alone = _subject(timing.large, percentiles, right(large), batch=timing.large_batch)
+    return {
+        "cascade": {**whole, "streamed_throughput": _ratio(timing.streamed.throughput)},
+        "large_only": alone,
+        "saver_only": savers[0] if savers else None,
+        "savers_only": savers,
+    }
+
+
+def _ratios(timing: Timing) -> Report:
+    turns = timing.turns
+    return {
+        "speedup": _ratio(median_ratio(turns["large"], turns["cascade"][: len(turns["large"])])),
+        "overhead_ratio": _ratio(median_ratio(turns["wall"], turns["engines"])),
+        "overhead_ratio_repeated": _ratio(median_ratio(turns["wall"], turns["repeated"])),
+        "fill_loss": _ratio(median_ratio(turns["repeated"], turns["full"])),
+    }
 
 
 def _subject(
@@ -207,17 +203,14 @@ def _drop(accuracy: Accuracy, large: Any) -> Report | None:
     }
 
 
-def _split(cascade: Cascade) -> list[Report]:
-    return [
-        {
-            "stage": stage.spec.name,
-            "rows": stage.timings.rows,
-            "feed_seconds": stage.timings.feed,
-            "session_seconds": stage.timings.session,
-            "gate_seconds": stage.timings.gate,
-        }
-        for stage in on_host(cascade.executor).stages
-    ]
+def _split(split: Split, *, timed: bool) -> Report:
+    return {
+        "stage": split.stage,
+        "rows": split.rows,
+        "feed_seconds": split.feed if timed else None,
+        "engine_seconds": split.engine if timed else None,
+        "gate_seconds": split.gate if timed else None,
+    }
 
 
 def _certificate(cascade: Cascade) -> Report:
@@ -230,129 +223,9 @@ def _certificate(cascade: Cascade) -> Report:
     }
 
 
-def _subjects(report: Report) -> list[tuple[str, Report]]:
-    rows = [("cascade", report["cascade"])]
-    if report["large_only"]:
-        rows.append((f"{report['large_only']['name']} alone", report["large_only"]))
-    return rows + [(f"{saver['name']} alone", saver) for saver in report["savers_only"]]
-
-
-def _table(title: str) -> Table:
-    padding = (0, 1, 0, 0)
-    return Table(title=title, title_justify="left", title_style="bold", box=SIMPLE, padding=padding)
-
-
-def _times_in(report: Report) -> list[str]:
-    times = report["cascade"]["latency_ms"]
-    return [key for key in times if key not in ("mean", "samples", "p99_reliable")]
-
-
-def _subjects_table(report: Report) -> Table:
-    latency = _times_in(report)
-    table = _table("images per second, accuracy in %, milliseconds per batch")
-    table.add_column("", no_wrap=True)
-    for column in ("batch", "img/s", "acc", *latency):
-        table.add_column(column, justify="right", no_wrap=True)
-    unreliable = False
-    for name, subject in _subjects(report):
-        cells = [_time(subject["latency_ms"], key) for key in latency]
-        unreliable |= any(cell.endswith("*") for cell in cells)
-        share = _percent(subject["accuracy"]).removesuffix(" %")
-        table.add_row(name, str(subject["batch"]), _number(subject["throughput"]), share, *cells)
-    if unreliable:
-        table.caption = f"* fewer than {P99_NEEDS:,} batches: this p99 rests on a handful of them"
-    return table
-
-
-def _summary(report: Report) -> Table:
-    grid = Table.grid(padding=(0, 2))
-    rows = [
-        ("speed-up", _times(report["speedup"]), "over the large model alone at its best batch"),
-        (
-            "MACs saved",
-            _percent(report["macs_saved"]),
-            f"{report['macs_per_image'] / 1e6:.2f} MMAC per image",
-        ),
-        *(
-            (f"{r['from']} sends on", _percent(r["rate"]), _interval(r["interval"]))
-            for r in report["escalation_rate"]
-        ),
-        _drop_row(report["accuracy_drop"]),
-        (
-            "overhead",
-            _times(report["overhead_ratio"]),
-            "cascade / its sessions alone, same row groups",
-        ),
-        ("fill loss", _times(report["fill_loss"]), "those row groups / same rows in full batches"),
-        ("certificate", *_promise(report["certificate"])),
-    ]
-    if report["peak_memory"]:
-        peak = report["peak_memory"]
-        megabytes = f"{peak['cascade'] / 1e6:.0f} MB, bare sessions {peak['sessions'] / 1e6:.0f} MB"
-        rows.append(("peak memory", _times(peak["ratio"]), megabytes))
-    for row in rows:
-        grid.add_row(f"[bold]{row[0]}", row[1], f"[dim]{row[2]}")
-    return grid
-
-
-def _promise(certificate: Report) -> tuple[str, str]:
-    state: str = certificate["status"]
-    return state, certificate["statement"].removeprefix(state).lstrip(":; ")
-
-
-def _drop_row(drop: Report | None) -> tuple[str, str, str]:
-    if drop is None:
-        return ("accuracy drop", "-", "needs labels")
-    low, high = (100 * value for value in drop["interval"])
-    return (
-        "accuracy drop",
-        f"{100 * drop['value']:.2f} points",
-        f"on these images, 95 % interval {low:.2f} to {high:.2f}",
-    )
-
-
-def _split_table(report: Report) -> Table:
-    table = _table("where the cascade's time goes")
-    for column in ("stage", "images", "feed", "session", "gate"):
-        table.add_column(column, justify="left" if column == "stage" else "right")
-    parts = ("feed_seconds", "session_seconds", "gate_seconds")
-    total = sum(stage[part] for stage in report["stage_split"] for part in parts) or 1.0
-    for stage in report["stage_split"]:
-        shares = (f"{100 * stage[part] / total:.1f} %" for part in parts)
-        table.add_row(stage["stage"], f"{stage['rows']:,}", *shares)
-    return table
-
-
-def _time(times: Report, key: str) -> str:
-    if key not in times:
-        return "-"
-    mark = "*" if key == "p99" and not times["p99_reliable"] else ""
-    return f"{times[key]:.3g}{mark}"
-
-
 def _ratio(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
 def _mean(values: Any) -> float | None:
     return float(np.mean(values)) if len(values) else None
-
-
-def _times(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}x"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f} %"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.0f}"
-
-
-def _interval(interval: list[float]) -> str:
-    return f"of all images, 95 % interval {100 * interval[0]:.2f} to {100 * interval[1]:.2f}"
-
-
-def _threshold(threshold: Any) -> str:
-    return "per class" if isinstance(threshold, list) else f"{threshold:.4g}"

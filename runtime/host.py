@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from runtime.bundle import Bundle
-from runtime.errors import BundleError, InputError
+from runtime.errors import BundleError
 from runtime.gate import Decision, HostGate, Top
 from runtime.gate_graph import CONFIDENCE, LABEL, with_confidence
 from runtime.preprocess import Frames, Preprocessor
@@ -86,11 +86,6 @@ class HostStage:
             }
         self.timings = StageTimings()
         self._bound: dict[int, _Bound] = {}
-
-    @property
-    def reads_frames(self) -> bool:
-        """Whether the stage can run on its own, from frames alone."""
-        return all(item.source == "frames" for item in self.spec.inputs)
 
     def feed(self, frames: Frames) -> None:
         """Preprocess frames into the input buffers of a stage that reads nothing else."""
@@ -290,19 +285,6 @@ class HostExecutor:
 
 
 _FINISHED = Finished()
-
-
-def on_host(executor: object) -> HostExecutor:
-    """Return a cascade's executor as the CPU's.
-
-    Raises
-    ------
-    InputError
-        When it is another.
-    """
-    if not isinstance(executor, HostExecutor):
-        raise InputError("This measures stages one by one, which only device='cpu' can.")
-    return executor
 
 
 def _open_model(path: Path, spec: Stage, form: Form, score: Score, *, threads: int) -> HostModel:

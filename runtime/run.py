@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import click
 import numpy as np
 
-from runtime.bundle import demo_folder, load_bundle, replacing
-from runtime.cascade import Cascade
-from runtime.devices import parse_forms
+from runtime.bundle import Bundle, demo_folder, load_bundle, replacing
+from runtime.cascade import Cascade, Results
+from runtime.device_options import device_options, take_gpu_options
+from runtime.devices import GpuOptions, parse_forms
 from runtime.environment import refuse_foreign_packages
 from runtime.errors import InputError
 from runtime.images import Picture, count_pictures, read_sources
+from runtime.preprocess import Frames
 from runtime.terminal import Command, progress_bar
 
 
@@ -29,10 +32,13 @@ from runtime.terminal import Command, progress_bar
     type=click.Path(path_type=Path),
     help="Folder with cascade.json.  [default: the Fashion-MNIST bundle that comes along]",
 )
+@device_options
 @click.option(
     "--batch", default=32, show_default=True, type=click.IntRange(1), help="Pictures at once."
 )
-@click.option("--forms", help="Form of each stage, as fp32/int8_host.  [default: all fp32]")
+@click.option(
+    "--forms", help="Form of each stage, as fp32/int8_host.  [default: fp32, on a GPU fp16]"
+)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all available]")
 @click.option(
     "--out",
@@ -54,85 +60,123 @@ def main(sources: tuple[Path, ...], out: Path | None, **options: Any) -> None:
     Examples
       python -m runtime.run photo.png folder/ > answers.jsonl
       python -m runtime.run images.npz --out answers.jsonl --batch 256
+      python -m runtime.run folder/ --device cuda
     """
-    sys.exit(classify(list(sources), out, **options))
+    gpu = take_gpu_options(options)
+    sys.exit(classify(Request(sources=sources, out=out, gpu=gpu, **options)))
 
 
-def classify(
-    sources: list[Path],
-    out: Path | None,
-    *,
-    bundle: Path | None,
-    batch: int,
-    forms: str | None,
-    threads: int | None,
-    require_certificate: bool,
-) -> int:
+@dataclass(frozen=True)
+class Request:
+    """The command line."""
+
+    sources: tuple[Path, ...]
+    out: Path | None
+    bundle: Path | None
+    device: str
+    gpu: GpuOptions
+    batch: int
+    forms: str | None
+    threads: int | None
+    require_certificate: bool
+
+    def load(self, bundle: Bundle) -> Cascade:
+        """Load the cascade that is asked for."""
+        return Cascade.load(
+            bundle,
+            self.device,
+            batch=self.batch,
+            threads=self.threads,
+            forms=parse_forms(self.forms) if self.forms else None,
+            require_certificate=self.require_certificate,
+            gpu=self.gpu,
+        )
+
+
+def classify(request: Request) -> int:
     """Write a line for every picture; return the exit status, 2 when some did not decode."""
     refuse_foreign_packages()
-    opened = load_bundle(bundle or demo_folder())
+    bundle, sources = load_bundle(request.bundle or demo_folder()), list(request.sources)
     total = count_pictures(sources)
     if not total:
         raise InputError(f"{', '.join(map(str, sources))}: no pictures found.")
-    cascade = Cascade.load(
-        opened,
-        batch=batch,
-        threads=threads,
-        forms=parse_forms(forms) if forms else None,
-        require_certificate=require_certificate,
-    )
     failed = 0
-    with cascade, ExitStack() as stack:
+    with request.load(bundle) as cascade, ExitStack() as stack:
+        out = request.out
         stream = stack.enter_context(replacing(out)) if out else sys.stdout.buffer
         progress = stack.enter_context(progress_bar())
         task = progress.add_task("classify", total=total)
-        for pictures in _batches(read_sources(sources, opened.spec.input), batch):
-            failed += _write_lines(stream, pictures, cascade)
+        groups = _groups(read_sources(sources, bundle.spec.input), request.batch)
+        for pictures, results in _answered(groups, cascade):
+            answers = iter(()) if results is None else _answers(results, cascade)
+            failed += _write_lines(stream, pictures, answers)
             progress.advance(task, len(pictures))
     _report(total, failed, cascade)
     return 2 if failed else 0
 
 
-def _batches(pictures: Iterator[Picture], size: int) -> Iterator[list[Picture]]:
-    while batch := list(islice(pictures, size)):
-        yield batch
+def _groups(pictures: Iterable[Picture], size: int) -> Iterator[list[Picture]]:
+    """Cut pictures into runs with up to ``size`` frames, all of one shape.
+
+    A batch has one shape, and a bundle may accept any. What did not decode stays in its place, so
+    only a single run can be without frames.
+    """
+    run: list[Picture] = []
+    shapes: list[tuple[int, ...]] = []
+    for picture in pictures:
+        if picture.frame is not None:
+            if len(shapes) == size or (shapes and picture.frame.shape != shapes[0]):
+                yield run
+                run, shapes = [], []
+            shapes.append(picture.frame.shape)
+        run.append(picture)
+    yield run
 
 
-def _write_lines(stream: IO[bytes], pictures: list[Picture], cascade: Cascade) -> int:
-    """Classify what decoded, write all in order, and return how many did not."""
-    frames = [picture.frame for picture in pictures if picture.frame is not None]
-    answers = _answers(frames, cascade) if frames else iter(())
+def _answered(
+    groups: Iterable[list[Picture]], cascade: Cascade
+) -> Iterator[tuple[list[Picture], Results | None]]:
+    """Yield each run of pictures with its results, None where nothing decoded.
+
+    The cascade has two under way, so that one is read while the other is classified.
+    """
+    waiting: deque[list[Picture]] = deque()
+
+    def batches() -> Iterator[Frames]:
+        for group in groups:
+            waiting.append(group)
+            frames = [picture.frame for picture in group if picture.frame is not None]
+            if frames:
+                yield np.stack(frames)
+
+    for results in cascade.stream(batches()):
+        yield waiting.popleft(), results
+    for group in waiting:
+        yield group, None
+
+
+def _write_lines(
+    stream: IO[bytes], pictures: list[Picture], answers: Iterator[dict[str, Any]]
+) -> int:
+    """Write a line for every picture, in order; return how many did not decode."""
     for picture in pictures:
         line: dict[str, Any] = {"source": picture.source, "index": picture.index}
         line |= {"error": picture.error} if picture.frame is None else next(answers)
         stream.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-    return len(pictures) - len(frames)
+    return sum(picture.frame is None for picture in pictures)
 
 
-def _answers(frames: list[Any], cascade: Cascade) -> Iterator[dict[str, Any]]:
+def _answers(results: Results, cascade: Cascade) -> Iterator[dict[str, Any]]:
     names, stages = cascade.bundle.spec.labels, cascade.stage_names
-    for group in _same_size(frames):
-        results = cascade.run(np.stack(group))
-        for label, confidence, stage in zip(
-            results.label.tolist(), results.confidence.tolist(), results.stage.tolist(), strict=True
-        ):
-            yield {
-                "label": label,
-                "name": names[label],
-                "confidence": round(confidence, 6),
-                "stage": stages[stage],
-            }
-
-
-def _same_size(frames: list[Any]) -> Iterator[list[Any]]:
-    """Cut frames into runs of one size: a bundle may accept any, a batch has one."""
-    run: list[Any] = []
-    for frame in frames:
-        if run and frame.shape != run[0].shape:
-            yield run
-            run = []
-        run.append(frame)
-    yield run
+    for label, confidence, stage in zip(
+        results.label.tolist(), results.confidence.tolist(), results.stage.tolist(), strict=True
+    ):
+        yield {
+            "label": label,
+            "name": names[label],
+            "confidence": round(confidence, 6),
+            "stage": stages[stage],
+        }
 
 
 def _report(total: int, failed: int, cascade: Cascade) -> None:

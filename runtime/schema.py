@@ -143,6 +143,11 @@ class Stage(Schema):
     macs: int = Field(gt=0)
     forms: dict[Form, ModelFile] = Field(min_length=1)
 
+    @property
+    def reads_frames(self) -> bool:
+        """Whether it can run on its own, from frames alone."""
+        return all(item.source == "frames" for item in self.inputs)
+
 
 class Score(Schema):
     """How sure a stage is, from its logits (or from its own output ``score f32 [n]``), in [0, 1].

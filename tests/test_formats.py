@@ -18,7 +18,7 @@ from calibration.ranges import HOST, value_range
 from calibration.records import load_data, load_record
 from calibration.samples import Samples
 from kernels.prebuilt import ARCHITECTURES, Manifest
-from runtime import bench_report
+from runtime import bench_tables
 from runtime.bundle import load_bundle, save_spec
 from runtime.plans import Flags, Machine, PlanKey, Profile, Sidecar, load_sidecar, plan_file
 from runtime.schema import CascadeSpec
@@ -124,10 +124,11 @@ def test_results_example_has_the_fields_of_an_answer_and_of_an_error():
     assert list(error) == ["source", "index", "error"]
 
 
-def test_bench_example_can_be_shown_and_has_the_documented_keys():
-    report = json.loads((EXAMPLES / "bench.json").read_text())
-    bench_report.tables(report)
-    section = (DOCS / "formats.md").read_text().split("## Bench report")[1]
+@pytest.mark.parametrize("name", ["bench.json", "bench-emulated.json"])
+def test_bench_example_can_be_shown_and_has_the_documented_keys(name):
+    report = json.loads((EXAMPLES / name).read_text())
+    bench_tables.tables(report)
+    section = (DOCS / "formats.md").read_text().split("## Bench report")[1].split("\n## ")[0]
     documented = {
         key
         for line in section.splitlines()
@@ -135,6 +136,15 @@ def test_bench_example_can_be_shown_and_has_the_documented_keys():
         for key in re.findall(r"`([a-z_]+)`", line.split("|")[1])
     }
     assert documented == set(report)
+    for key in (*report["device"], *report["stage_split"][0], *(report["per_batch"] or ())):
+        assert f"`{key}`" in section, key
+
+
+def test_the_emulated_bench_example_has_no_times():
+    report = json.loads((EXAMPLES / "bench-emulated.json").read_text())
+    assert report["device"]["emulated"]
+    assert report["speedup"] is report["overhead_ratio"] is report["cascade"]["throughput"] is None
+    assert report["cascade"]["latency_ms"] == {"samples": 0}
 
 
 def test_every_example_is_named_in_the_document():

@@ -4,28 +4,49 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from runtime import bench, bench_timing
+from runtime import bench, bench_timing, devices
 from runtime.bench_memory import measure_memory
 from runtime.bundle import demo_folder
 from runtime.cascade import Cascade
+from runtime.errors import PlanError
 from runtime.images import load_arrays
 
-QUICK = ["--quick", "--iterations", "8", "--warmup", "0"]
+QUICK = ["--device", "cpu", "--quick", "--iterations", "8", "--warmup", "0"]
+IMAGES = 300
 TEST_DATA = demo_folder() / "data" / "test.npz"
 
 
-def invoke(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(bench.main, [str(item) for item in arguments])
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few labelled images."""
+    frames, labels = load_arrays(TEST_DATA)
+    path = tmp_path_factory.mktemp("data") / "some.npz"
+    np.savez(path, images=frames[:IMAGES], labels=labels[:IMAGES])
+    return path
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> dict:
+def invoke(data: Path) -> Callable[..., Result]:
+    """Run the bench, on these images if no others are named."""
+
+    def run(*arguments: str | Path) -> Result:
+        texts = [str(item) for item in arguments]
+        if "--data" not in texts:
+            texts += ["--data", str(data)]
+        return CliRunner().invoke(bench.main, texts)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def report(invoke, tmp_path_factory: pytest.TempPathFactory) -> dict:
     path = tmp_path_factory.mktemp("bench") / "report.json"
     result = invoke(*QUICK, "--json", path)
     assert result.exit_code == 0, result.output
@@ -48,9 +69,9 @@ def test_the_counted_batches_are_the_ones_asked_for(report):
     assert report["stage_split"][0]["rows"] == 8 * 32
 
 
-def test_accuracy_and_rates_agree_with_a_plain_run(report):
-    frames, labels = load_arrays(TEST_DATA)
-    rows = np.random.default_rng(0).permutation(len(frames))[: bench.QUICK_IMAGES]
+def test_accuracy_and_rates_agree_with_a_plain_run(data, report):
+    frames, labels = load_arrays(data)
+    rows = np.random.default_rng(0).permutation(len(frames))
     with Cascade.load(demo_folder()) as cascade:
         results = cascade.run(frames[rows])
         macs = [stage.macs for stage in cascade.bundle.spec.stages]
@@ -67,18 +88,20 @@ def test_accuracy_drop_is_the_difference_of_the_accuracies(report):
     drop = report["accuracy_drop"]
     difference = report["large_only"]["accuracy"] - report["cascade"]["accuracy"]
     assert drop["value"] == pytest.approx(difference)
-    assert drop["value"] == pytest.approx((drop["harm"] - drop["help"]) / bench.QUICK_IMAGES)
+    assert drop["value"] == pytest.approx((drop["harm"] - drop["help"]) / IMAGES)
 
 
 def test_ratios_are_positive_and_the_environment_is_named(report):
     assert report["speedup"] > 0
     assert report["overhead_ratio"] > 0
     assert report["fill_loss"] > 0
-    assert {"cpu", "onnxruntime", "python", "threads"} <= set(report["environment"])
+    assert {"cpu", "onnxruntime", "python"} <= set(report["environment"])
+    assert (report["device"]["kind"], report["device"]["emulated"]) == ("cpu", False)
+    assert report["device"]["threads"] >= 1
     assert report["interrupted"] is False
 
 
-def test_csv_has_a_line_for_the_cascade_and_each_model(tmp_path, report):
+def test_csv_has_a_line_for_the_cascade_and_each_model(invoke, tmp_path, report):
     result = invoke(*QUICK, "--csv", tmp_path / "table.csv")
     assert result.exit_code == 0, result.output
     rows = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
@@ -87,18 +110,18 @@ def test_csv_has_a_line_for_the_cascade_and_each_model(tmp_path, report):
     assert float(rows[0]["p50_ms"]) > 0
 
 
-def test_json_to_standard_output_is_nothing_but_json():
+def test_json_to_standard_output_is_nothing_but_json(invoke):
     result = invoke(*QUICK, "--json", "-")
     assert json.loads(result.stdout)["cascade"]["throughput"] > 0
 
 
-def test_plot_writes_a_picture(tmp_path):
+def test_plot_writes_a_picture(invoke, tmp_path):
     result = invoke(*QUICK, "--plot", tmp_path / "curve.png")
     assert result.exit_code == 0, result.output
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_forced_rate_is_met_exactly_and_is_not_certified(tmp_path):
+def test_a_forced_rate_is_met_exactly_and_is_not_certified(invoke, tmp_path):
     gates = len(Cascade.load(demo_folder()).bundle.spec.gates)
     rates = [0.5, 0.25][:gates]
     text = ",".join(map(str, rates))
@@ -109,7 +132,7 @@ def test_a_forced_rate_is_met_exactly_and_is_not_certified(tmp_path):
     assert report["certificate"]["status"] != "certified"
 
 
-def test_threshold_one_sends_everything_to_the_large_model(tmp_path):
+def test_threshold_one_sends_everything_to_the_large_model(invoke, tmp_path):
     result = invoke(*QUICK, "--threshold", "1", "--json", tmp_path / "o.json")
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "o.json").read_text())
@@ -118,7 +141,7 @@ def test_threshold_one_sends_everything_to_the_large_model(tmp_path):
     assert report["certificate"]["status"] != "certified"
 
 
-def test_memory_of_both_processes_is_measured(tmp_path):
+def test_memory_of_both_processes_is_measured(invoke, tmp_path):
     result = invoke(*QUICK, "--memory", "--json", tmp_path / "o.json")
     assert result.exit_code == 0, result.output
     peak = json.loads((tmp_path / "o.json").read_text())["peak_memory"]
@@ -133,7 +156,7 @@ def test_peak_memory_is_of_the_measured_process_and_not_of_the_one_that_started_
     assert max(peak) < ballast.nbytes
 
 
-def test_ctrl_c_prints_what_there_is_and_exits_with_130(tmp_path, monkeypatch):
+def test_ctrl_c_prints_what_there_is_and_exits_with_130(invoke, tmp_path, monkeypatch):
     takes = []
 
     def interrupt_the_second(self, batches, original=bench_timing._Turn.take):
@@ -151,7 +174,7 @@ def test_ctrl_c_prints_what_there_is_and_exits_with_130(tmp_path, monkeypatch):
     assert "Interrupted" in result.output
 
 
-def test_ctrl_c_before_anything_was_measured_still_reports(tmp_path, monkeypatch):
+def test_ctrl_c_before_anything_was_measured_still_reports(invoke, tmp_path, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
@@ -176,17 +199,20 @@ def test_ctrl_c_before_anything_was_measured_still_reports(tmp_path, monkeypatch
         (["--threads", "0"], "expected at least 1"),
         (["--data", "missing.npz"], "missing.npz: not found"),
         (["--bundle", "missing"], "cascade.json: not found"),
+        (["--no-transfers"], "--no-transfers: there are none on the CPU"),
+        (["--device", "tpu"], "device: expected auto, cpu, cuda or cuda:1, got 'tpu'"),
+        (["--device", "cuda:x"], "got 'cuda:x'"),
         (["--json", "missing/out.json"], "expected a file in an existing folder"),
     ],
 )
-def test_bad_arguments_are_refused_in_one_message(arguments, expected):
+def test_bad_arguments_are_refused_in_one_message(invoke, arguments, expected):
     result = invoke(*QUICK, *arguments)
     assert result.exit_code == 1
     assert expected in result.output
     assert "Traceback" not in result.output
 
 
-def test_labels_outside_the_classes_are_refused(tmp_path):
+def test_labels_outside_the_classes_are_refused(invoke, tmp_path):
     frames = np.zeros((3, 28, 28, 1), np.uint8)
     np.savez(tmp_path / "bad.npz", images=frames, labels=np.array([0, 1, 10]))
     result = invoke(*QUICK, "--data", tmp_path / "bad.npz")
@@ -194,7 +220,28 @@ def test_labels_outside_the_classes_are_refused(tmp_path):
     assert "expected 0 to 9, got up to 10" in result.output
 
 
-def test_images_without_labels_give_times_and_no_accuracy(tmp_path):
+def test_a_gpu_that_cannot_be_used_leaves_the_cpu_all_its_batch_sizes(invoke, monkeypatch, caplog):
+    monkeypatch.setattr(devices, "_has_gpu", lambda: True)
+    monkeypatch.setattr(devices, "_open_gpu", unusable)
+    sizes = []
+
+    def take_the_first(self, number, wanted):
+        sizes.append(self._stages.batch_sizes(number, wanted))
+        return sizes[-1][0]
+
+    monkeypatch.setattr(bench_timing._Turn, "best_batch", take_the_first)
+    result = invoke("--device", "auto", *QUICK[2:], "--json", "-")
+    report = json.loads(result.stdout)
+    assert report["device"]["kind"] == "cpu"
+    assert "The GPU is not used: no plan." in caplog.text
+    assert sizes == [bench.LARGE_BATCHES]
+
+
+def unusable(*_, **__):
+    raise PlanError("no plan.")
+
+
+def test_images_without_labels_give_times_and_no_accuracy(invoke, tmp_path):
     frames = load_arrays(TEST_DATA)[0][:50]
     np.savez(tmp_path / "plain.npz", images=frames)
     result = invoke(*QUICK, "--data", tmp_path / "plain.npz", "--json", tmp_path / "o.json")

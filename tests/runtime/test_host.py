@@ -170,7 +170,7 @@ def test_a_stage_classifies_on_its_own(make_bundle):
 def test_a_stage_knows_whether_frames_are_all_it_reads(make_bundle, stage):
     reader = stage("reads_features", sources={"input": "frames", "features": "features/features"})
     executor = executor_of(make_bundle("features", reader))
-    assert [item.reads_frames for item in executor.stages] == [True, False]
+    assert [item.spec.reads_frames for item in executor.stages] == [True, False]
 
 
 def test_outputs_that_nobody_reads_do_no_harm(make_bundle, random_frames):

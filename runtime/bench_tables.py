@@ -1,0 +1,184 @@
+"""What the bench found, on a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+
+from runtime.bench_report import Report, latency_keys, subjects
+from runtime.bench_stages import DeviceFacts
+from runtime.cascade import Cascade
+from runtime.environment import MachineFacts
+from runtime.images import Images
+from runtime.measurement import P99_NEEDS
+
+EMULATED = "EMULATION: no GPU has run. Times would mean nothing, so there are none."
+
+_TITLES = {
+    "wall": "where the cascade's time goes",
+    "cuda_events": "where the GPU's time goes, by events",
+}
+
+
+def heading(
+    cascade: Cascade, device: DeviceFacts, images: Images, machine: MachineFacts, *, batch: int
+) -> RenderableType:
+    """Return the panel that says what is measured, on what, before it begins."""
+    stages = " -> ".join(
+        f"{stage.name} ({stage.macs / 1e6:.2f} MMAC)" for stage in cascade.bundle.spec.stages
+    )
+    pixels = " Random pixels make the escalation rate meaningless." if images.random else ""
+    rows = {
+        "cascade": f"{stages}, forms {'/'.join(cascade.forms)}",
+        "gates": f"thresholds {', '.join(_threshold(t) for t in cascade.thresholds)}",
+        "promise": str(cascade.certification),
+        "images": f"{len(images.frames):,} from {images.source}, batch {batch}.{pixels}",
+        "machine": f"{machine.cpu}, {machine.cpus_available} of {machine.cpus} CPUs, "
+        f"{machine.system}, Python {machine.python}, NumPy {machine.numpy}",
+        **device.lines,
+    }
+    lines = [f"{name:<9} {escape(text)}" for name, text in rows.items()]
+    if device.emulated:
+        lines.append(EMULATED)
+    return Panel("\n".join(lines), title=f"bench: {cascade.bundle.spec.name}", title_align="left")
+
+
+def tables(report: Report) -> RenderableType:
+    """Return the tables and lines of the terminal report."""
+    parts: list[RenderableType] = [_subjects_table(report), _summary(report)]
+    if report["device"]["emulated"]:
+        parts.append(f"[yellow]{EMULATED}")
+    else:
+        parts.append(_split_table(report))
+    if report["interrupted"]:
+        parts.append("[yellow]Interrupted: the numbers cover only what was measured until then.")
+    return Group(*parts)
+
+
+def _table(title: str) -> Table:
+    padding = (0, 1, 0, 0)
+    return Table(title=title, title_justify="left", title_style="bold", box=SIMPLE, padding=padding)
+
+
+def _subjects_table(report: Report) -> Table:
+    latency = latency_keys(report)
+    table = _table("images per second, accuracy in %, milliseconds per batch")
+    table.add_column("", no_wrap=True)
+    for column in ("batch", "img/s", "acc", *latency):
+        table.add_column(column, justify="right", no_wrap=True)
+    unreliable = False
+    for name, subject in subjects(report):
+        cells = [_time(subject["latency_ms"], key) for key in latency]
+        unreliable |= any(cell.endswith("*") for cell in cells)
+        share = _percent(subject["accuracy"]).removesuffix(" %")
+        table.add_row(name, str(subject["batch"]), _number(subject["throughput"]), share, *cells)
+    if unreliable:
+        table.caption = f"* fewer than {P99_NEEDS:,} batches: this p99 rests on a handful of them"
+    return table
+
+
+def _summary(report: Report) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    rows = [
+        ("speed-up", _times(report["speedup"]), "over the large model alone at its best batch"),
+        (
+            "MACs saved",
+            _percent(report["macs_saved"]),
+            f"{report['macs_per_image'] / 1e6:.2f} MMAC per image",
+        ),
+        *(
+            (f"{r['from']} sends on", _percent(r["rate"]), _interval(r["interval"]))
+            for r in report["escalation_rate"]
+        ),
+        _drop_row(report["accuracy_drop"]),
+        (
+            "overhead",
+            _times(report["overhead_ratio"]),
+            "cascade / its engines alone, same row groups",
+        ),
+        ("fill loss", _times(report["fill_loss"]), "those row groups / same rows in full batches"),
+        ("certificate", *_promise(report["certificate"])),
+        *_device_rows(report),
+    ]
+    if report["peak_memory"]:
+        peak = report["peak_memory"]
+        megabytes = f"{peak['cascade'] / 1e6:.0f} MB, bare sessions {peak['sessions'] / 1e6:.0f} MB"
+        rows.append(("peak memory", _times(peak["ratio"]), megabytes))
+    for row in rows:
+        grid.add_row(f"[bold]{row[0]}", row[1], f"[dim]{row[2]}")
+    return grid
+
+
+def _device_rows(report: Report) -> list[tuple[str, str, str]]:
+    """Return what only a GPU has."""
+    rows, device, asked = [], report["device"], report["per_batch"]
+    streamed = report["cascade"]["streamed_throughput"]
+    if streamed is not None:
+        rows.append(("streamed", f"{streamed:,.0f} img/s", "cascade, two batches under way"))
+    if asked is not None:
+        rest = f"{asked['copies']:.1f} copies, {asked['waits']:.2f} waits before the answers'"
+        rows.append(("per batch", f"{asked['launches']:.1f} launches", rest))
+    if "slot_bytes" in device:
+        size = f"{device['slot_bytes'] / 2**20:.1f} MiB"
+        rows.append(("memory", size, f"per batch under way; {device['slots']} of them"))
+    return rows
+
+
+def _promise(certificate: Report) -> tuple[str, str]:
+    state: str = certificate["status"]
+    return state, certificate["statement"].removeprefix(state).lstrip(":; ")
+
+
+def _drop_row(drop: Report | None) -> tuple[str, str, str]:
+    if drop is None:
+        return ("accuracy drop", "-", "needs labels")
+    low, high = (100 * value for value in drop["interval"])
+    return (
+        "accuracy drop",
+        f"{100 * drop['value']:.2f} points",
+        f"on these images, 95 % interval {low:.2f} to {high:.2f}",
+    )
+
+
+def _split_table(report: Report) -> Table:
+    table = _table(_TITLES[report["split_clock"]])
+    for column in ("stage", "images", "feed", "engine", "gate"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    parts = ("feed_seconds", "engine_seconds", "gate_seconds")
+    total = sum(stage[part] for stage in report["stage_split"] for part in parts) or 1.0
+    for stage in report["stage_split"]:
+        shares = (f"{100 * stage[part] / total:.1f} %" for part in parts)
+        table.add_row(stage["stage"], f"{stage['rows']:,}", *shares)
+    return table
+
+
+def _time(times: Report, key: str) -> str:
+    if key not in times:
+        return "-"
+    mark = "*" if key == "p99" and not times["p99_reliable"] else ""
+    return f"{times[key]:.3g}{mark}"
+
+
+def _times(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}x"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"
+
+
+def _interval(interval: list[float]) -> str:
+    return f"of all images, 95 % interval {100 * interval[0]:.2f} to {100 * interval[1]:.2f}"
+
+
+def _threshold(threshold: Any) -> str:
+    return "per class" if isinstance(threshold, list) else f"{threshold:.4g}"
