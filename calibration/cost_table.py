@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from calibration.costs import BatchCosts
 from calibration.errors import CalibrationError
 from calibration.npz import parse_json, unwritable
-from calibration.pool import Card
 from runtime.bundle import replacing
 from runtime.schema import Schema, Sha256
 
@@ -76,7 +75,15 @@ def save_table(path: Path, table: CostTable) -> None:
         raise unwritable(path, error) from None
 
 
-def load_table(path: Path, cards: Mapping[str, Card], *, unit: str, batch: int) -> CostTable:
+class Hashed(Protocol):
+    """A card, a file of a bundle, or anything else that knows the hash of its model."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the ONNX file."""
+
+
+def load_table(path: Path, cards: Mapping[str, Hashed], *, unit: str, batch: int) -> CostTable:
     """Read a table and check that it has the costs of these models.
 
     Raises

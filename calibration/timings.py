@@ -13,6 +13,7 @@ import numpy.typing as npt
 from calibration.energy import Meter
 from calibration.pool import Card
 from runtime.measurement import Subject
+from runtime.schema import Stage
 from runtime.session import HostModel
 
 Runs = Mapping[str, Callable[[int], object]]
@@ -76,10 +77,28 @@ def host_runs(
 ) -> Iterator[tuple[str, Callable[[int], object]]]:
     """Yield per model a function that runs a batch of noise of the given size on the CPU."""
     for name, card in cards.items():
-        yield (
-            name,
-            _host_run(HostModel(folder / card.file, threads=threads), card),
-        )
+        yield name, host_run(folder / card.file, card.stage(), threads=threads)
+
+
+def host_run(path: Path, stage: Stage, *, threads: int) -> Callable[[int], object]:
+    """Return a function that runs a batch of noise through a stage that reads frames, on the CPU.
+
+    Parameters
+    ----------
+    path
+        ONNX file of the stage.
+    """
+    model = HostModel(path, threads=threads)
+    shape = (len(stage.preprocessing.mean), *stage.preprocessing.size)
+    rng = np.random.default_rng(0)
+    frames: dict[int, npt.NDArray[np.float32]] = {}
+
+    def run(size: int) -> object:
+        if size not in frames:
+            frames[size] = rng.standard_normal((size, *shape), np.float32)
+        return model.run({item.tensor: frames[size] for item in stage.inputs})
+
+    return run
 
 
 def _joules_of_batch(run: Callable[[], object], meter: Meter, seconds: float) -> float:
@@ -88,16 +107,3 @@ def _joules_of_batch(run: Callable[[], object], meter: Meter, seconds: float) ->
         run()
         batches += 1
     return (meter.joules() - before) / batches
-
-
-def _host_run(model: HostModel, card: Card) -> Callable[[int], object]:
-    shape = (len(card.preprocessing.mean), *card.preprocessing.size)
-    rng = np.random.default_rng(0)
-    frames: dict[int, npt.NDArray[np.float32]] = {}
-
-    def run(size: int) -> object:
-        if size not in frames:
-            frames[size] = rng.standard_normal((size, *shape), np.float32)
-        return model.run({card.input: frames[size]})
-
-    return run

@@ -30,6 +30,7 @@ VERBS = {
     "record": Verb("calibration.record", "Store the logits of a model for a data set."),
     "threshold": Verb("calibration.threshold", "Choose thresholds and certify the accuracy drop."),
     "search": Verb("calibration.search", "Search the best cascade of a pool of models."),
+    "report": Verb("calibration.report", "Write a page about a bundle, with plots and pictures."),
     "bundle": Verb("engines.bundle", "Make a bundle of your own ONNX files."),
     "inspect": Verb("engines.onnx_model", "Describe and check ONNX files without running them."),
     "int8": Verb("calibration.int8", "Make INT8 and FP16 forms of a bundle's models."),
