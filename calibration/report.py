@@ -54,7 +54,10 @@ class Request:
     def load_data(self) -> Data:
         """Return the data, unless they must not be looked at like this."""
         split = "test" if self.test else "selection"
-        data = load_data(self.data or self.bundle / "data" / f"{split}.npz")
+        path = self.data or self.bundle / "data" / f"{split}.npz"
+        if not path.is_file():
+            raise CalibrationError(f"{path}: not found. Pass the {split} split as --data NPZ.")
+        data = load_data(path)
         if data.name == "certificate":
             raise CalibrationError(
                 "A report is not of the certificate split, which decides nothing but the "
@@ -174,7 +177,9 @@ def _record(
     def advance(samples: int, total: int) -> None:
         progress.update(task, advance=samples, total=total)
 
-    forms = request.stage_forms(bundle)
+    def forms() -> tuple[Form, ...]:
+        return request.stage_forms(bundle)
+
     record_absent(bundle, forms, pool, data, folder, threads=request.threads, progress=advance)
     progress.remove_task(task)
 

@@ -233,7 +233,8 @@ class Content:
         labels = self.material.recorded.bundle.spec.labels
         counts = np.bincount(truth, minlength=len(labels))
         found = {}
-        for label in np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]:
+        classes = min(np.count_nonzero(counts), plots.CLASSES)
+        for label in np.argsort(-counts, kind="stable")[:classes]:
             mine = rows[truth == label]
             chosen = [self._harmed(int(row)) for row in mine[:SHOWN_HARMED]]
             found[labels[label]] = Shown(len(mine), chosen)
@@ -265,6 +266,8 @@ class Content:
                 f"Time is of inference alone, per image at each model's best batch, on "
                 f"{self.timed.device}."
             )
+        else:
+            found.append("No times were measured.")
         return found
 
     @property

@@ -209,7 +209,9 @@ def walks(material: Material) -> tuple[Walk, list[Walk]]:
     pairs = [
         walk((model.name, large.name), pair, alone, ThresholdPath().vectors())
         for model in material.singles
-        if model.stage.macs < large.stage.macs and (model.name, large.name) != material.names
+        if large.stage.reads_frames
+        and model.stage.macs < large.stage.macs
+        and (model.name, large.name) != material.names
         for pair in [Simulation([model.logits, large.logits], material.labels)]
     ]
     return cascade, pairs

@@ -126,7 +126,7 @@ class Material:
 
 def record_absent(
     bundle: Bundle,
-    forms: tuple[Form, ...],
+    forms: Callable[[], tuple[Form, ...]],
     pool: Pool,
     data: Data,
     folder: Path,
@@ -141,7 +141,7 @@ def record_absent(
     folder
         Of the split.
     forms
-        Of the bundle's stages.
+        Returns those of the bundle's stages; asked only where one is to be recorded.
     progress
         Told how many model samples were finished just now, and their number in all.
 
@@ -158,7 +158,7 @@ def record_absent(
     _check_images(bundle, data)
     sources: list[Source] = []
     if any(absent(stage.name) for stage in bundle.spec.stages):
-        sources.append(bundle_source(bundle, forms, threads=threads))
+        sources.append(bundle_source(bundle, forms(), threads=threads))
     cards = [card for card in pool.beside(bundle) if absent(card.name)]
     sources += [pool_source(pool.folder, card, frames, threads=threads) for card in cards]
     total = len(data.images) * sum(len(source.models) for source in sources)
@@ -189,7 +189,8 @@ def gather(bundle: Bundle, pool: Pool, data: Data, folder: Path) -> Material:
             f"{folder}: expected records of {data.name} (sha256 {data.sha256[:12]}...), got of "
             f"{recorded.data_sha256[:12]}... Pass the --data that was recorded, or other --records."
         )
-    if any(isinstance(value, list) for value in recorded.setting.thresholds):
+    vectors = (recorded.setting.thresholds, *recorded.setting.gears)
+    if any(isinstance(value, list) for vector in vectors for value in vector):
         raise CalibrationError(
             f"{bundle.folder}: a report needs one threshold per gate; those of {recorded.key} "
             "depend on the predicted class."

@@ -10,12 +10,14 @@ import functools
 import html
 import io
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 import numpy as np
 
 from calibration.front import Single
+from calibration.records import Labels
 from calibration.report_figures import Changed, Confidence, Flow, Ranking, Trade
 
 if TYPE_CHECKING:
@@ -36,11 +38,14 @@ ROLES = {
 
 WIDTH, NARROW = 5.2, 4.2
 """Inches; the narrow ones stand side by side where there is room."""
+CLASSES = 20
+"""With bars of their own; of more, those with the most changed samples."""
 DASHES = {"max-softmax": "-", "margin": "--", "entropy": ":"}
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "tinysaver",
     "font.size": 9.5,
+    "text.parse_math": False,  # a name may hold a dollar sign
     "axes.edgecolor": RULE,
     "axes.labelcolor": MUTED,
     "axes.spines.top": False,
@@ -113,12 +118,18 @@ def trade_plot(trade: Trade, cascade: str, status: str) -> Figure:
 def flow_plot(flows: Sequence[Flow]) -> Figure:
     """Draw which share of the samples each stage answers."""
     figure, axes = _canvas(1.35)
-    n, left = flows[0].reached, 0.0
+    n, left, narrow = flows[0].reached, 0.0, []
     for flow, colour in zip(flows, _shades(len(flows)), strict=True):
         share = 100 * flow.answered / n
         axes.barh(0, share, left=left, color=colour, height=0.6, edgecolor=PAPER)
-        _flow_name(axes, f"{flow.name} {share:.1f} %", left, share, colour)
+        text = f"{flow.name} {share:.1f} %"
+        if share > 2 * len(text):
+            inside = INK if colour == SOFT else PAPER
+            axes.text(left + share / 2, 0, text, color=inside, ha="center", va="center")
+        else:
+            narrow.append(text)
         left += share
+    axes.text(100, 0.36, ", ".join(narrow), ha="right", va="bottom")
     axes.set_xlim(0, 100)
     axes.set_ylim(-0.4, 0.75)
     axes.set_yticks([])
@@ -173,6 +184,7 @@ def confidence_plot(facts: Confidence) -> Figure:
               edgecolor=PAPER, linewidth=0.5)  # fmt: skip
     lower.set_yscale("symlog", linthresh=10)
     lower.set_ylim(bottom=0)
+    lower.yaxis.set_major_formatter("{x:,g}")
     lower.set_ylabel("images")
     lower.set_xlabel("confidence, %")
     lower.set_xlim(0, 1)
@@ -183,18 +195,19 @@ def confidence_plot(facts: Confidence) -> Figure:
 
 
 @_styled
-def classes_plot(changed: Changed, truth: Any, names: Sequence[str]) -> Figure:
-    """Draw how many samples of each class the cascade harms and helps."""
+def classes_plot(changed: Changed, truth: Labels, names: Sequence[str]) -> Figure:
+    """Draw how many samples of each class the cascade harms and helps, of at most `CLASSES`."""
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = _canvas(max(1.6, 0.7 + 0.24 * len(names)))
-    place = np.arange(len(names))
     harmed = np.bincount(truth[changed.harmed], minlength=len(names))
     helped = np.bincount(truth[changed.helped], minlength=len(names))
-    axes.barh(place, -harmed, color=INK, height=0.7)
-    axes.barh(place, helped, color=ACCENT, height=0.7)
+    shown = np.sort(np.argsort(-(harmed + helped), kind="stable")[:CLASSES])
+    figure, axes = _canvas(max(1.6, 0.7 + 0.22 * len(shown)))
+    place = np.arange(len(shown))
+    axes.barh(place, -harmed[shown], color=INK, height=0.7)
+    axes.barh(place, helped[shown], color=ACCENT, height=0.7)
     axes.axvline(0, color=MUTED, linewidth=0.8)
-    axes.set_yticks(place, names)
+    axes.set_yticks(place, [textwrap.shorten(names[label], 28) for label in shown])
     axes.invert_yaxis()
     most = max(1, harmed.max(), helped.max()) * 1.1
     axes.set_xlim(-most, most)
@@ -273,16 +286,6 @@ def _canvas(height: float) -> tuple[Figure, Axes]:
     axes.grid(visible=True)
     axes.set_axisbelow(True)
     return figure, axes
-
-
-def _flow_name(axes: Axes, text: str, left: float, share: float, colour: str) -> None:
-    """Write a stage's share into its bar, or above it where the bar is narrow."""
-    if share > 2 * len(text):
-        inside = INK if colour == SOFT else PAPER
-        axes.text(left + share / 2, 0, text, color=inside, ha="center", va="center")
-    else:
-        edge = ("left", left) if left < 50 else ("right", left + share)
-        axes.text(edge[1], 0.36, text, color=INK, ha=edge[0], va="bottom")
 
 
 def _percent(curve: Any, scale: float) -> tuple[Any, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,6 +18,7 @@ from click.testing import Result
 from calibration import report_plots
 from calibration.records import load_record, save_record
 from calibration.report import main
+from calibration.report_figures import Changed
 from calibration.report_page import SECTIONS
 from calibration.report_plots import ROLES
 from calibration.threshold import main as threshold
@@ -312,3 +314,26 @@ def test_a_cascade_that_does_not_pay_is_called_so(page: Callable[..., str], worl
 def test_the_bundle_must_exist(invoke: Invoke, tmp_path: Path) -> None:
     result = invoke(main, tmp_path / "nowhere", code=1)
     assert "Give the folder of a bundle" in result.stderr
+
+
+def test_missing_data_are_asked_for(report: Callable[..., Result], world: World) -> None:
+    world.data("selection").unlink()
+    assert "Pass the selection split as --data NPZ" in report(code=1).stderr
+
+
+def test_without_matplotlib_the_extra_is_named(
+    report: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "pip install 'tinysaver-runtime[plot]'" in report(code=1).stderr
+
+
+def test_of_many_classes_those_with_changes_are_drawn() -> None:
+    harmed, helped = np.array([0, 1, 2]), np.array([3])
+    changed = Changed(harmed, helped, np.zeros(4, np.int32), np.zeros(4, np.int8))
+    truth = np.array([90, 90, 7, 55], np.int32)
+    names = [f"class {label} of $1" for label in range(100)]
+    svg = report_plots.as_svg(report_plots.classes_plot(changed, truth, names), "c", "Classes")
+    drawn = re.findall(r">class (\d+) of \$1<", svg)
+    assert len(drawn) == report_plots.CLASSES
+    assert {"90", "7", "55"} <= set(drawn)
