@@ -1,4 +1,8 @@
-"""With ``REQUIRE_ALL=1`` no test may be skipped but those that need a GPU where there is none."""
+"""Which tests run, and which may be skipped.
+
+With ``REQUIRE_ALL=1`` none may be skipped but those that need a GPU where there is none. With
+``TINYSAVER_TEST_DOUBLES=1`` those of tests/cuda run, without it all others.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,14 @@ import ctypes
 import functools
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 REQUIRE_ALL = os.environ.get("REQUIRE_ALL") == "1"
 REQUIRE_GPU = os.environ.get("REQUIRE_GPU") == "1"
+ON_DOUBLES = os.environ.get("TINYSAVER_TEST_DOUBLES") == "1"
+DOUBLES = Path(__file__).resolve().parent / "cuda"
 NO_GPU = pytest.StashKey[bool]()
 
 
@@ -23,6 +30,13 @@ def driver_reports_a_device() -> bool:
     count = ctypes.c_int()
     ready = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
     return ready and count.value > 0
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Keep the doubles of the driver and TensorRT in runs of their own: they stay loaded."""
+    is_on_doubles = DOUBLES in (collection_path, *collection_path.parents)
+    encloses_them = collection_path in DOUBLES.parents
+    return True if is_on_doubles != ON_DOUBLES and not encloses_them else None
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
