@@ -131,7 +131,7 @@ def program(source: Path, *, variant: Variant) -> Path:
 
     def make(partial: Path) -> None:
         command = (*_compile(variant), *variant.sanitizer)
-        _run(*command, str(source), "-rdynamic", "-ldl", "-o", str(partial))
+        _run(*command, str(source), "-ldl", "-o", str(partial))
 
     return _kept(source.stem, _key(source.read_text(), variant), make)
 

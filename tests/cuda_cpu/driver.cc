@@ -7,10 +7,11 @@
 //   seed, order, resident blocks
 //   buffers, and for each: its address in the job, bytes past a multiple of 256, size, content
 //   launches, and for each: module (text), kernel (text), grid[3], block[3], size, arguments
-// where a text is its size and its bytes. RESULT gets the contents of the buffers, one after another.
+// where a text is its size and its bytes. RESULT gets the contents of the buffers, one after
+// another.
 //
-// Every buffer is an allocation of its own. Wherever an 8-byte word of a buffer or of arguments is an
-// address of the job, it is replaced by the real one, and back in the result.
+// Every buffer is an allocation of its own. Wherever an 8-byte word of a buffer or of arguments is
+// an address of the job, it is replaced by the real one, and back in the result.
 #include <dlfcn.h>
 
 #include <cstdio>

@@ -93,7 +93,8 @@ class StandaloneMachine:
 
     def download(self, array: DeviceArray) -> Array:
         (buffer,) = (held for held in self._buffers if held.address == array.address)
-        return np.frombuffer(buffer.content, array.dtype).reshape(array.shape).copy()
+        values: Array = np.frombuffer(buffer.content, array.dtype).reshape(array.shape).copy()
+        return values
 
     def run(self, *launches: Launch) -> None:
         """Run launches in order.
@@ -123,7 +124,7 @@ class StandaloneMachine:
         yield struct.pack("<Q", len(self._buffers))
         for address, offset, content in self._buffers:
             yield struct.pack("<3Q", address, offset, len(content))
-            yield content
+            yield bytes(content)
         enqueued = [launch for launch in launches if launch.grid]
         yield struct.pack("<Q", len(enqueued))
         for launch in enqueued:

@@ -4,10 +4,7 @@ and every check that it claims to make is seen to fire."""
 from __future__ import annotations
 
 import ctypes
-import re
-import shutil
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -396,69 +393,3 @@ def test_the_portable_switch_of_stacks_does_the_same(options: dict[str, Any]) ->
     np.testing.assert_array_equal(toy.out.reshape(3, 100), given.reshape(3, 100)[:, ::-1])
     with pytest.raises(EmulationError, match="divergent"):
         Toy("divergent_barrier", variant=build.PORTABLE).run()
-
-
-def copy_of_the_runtime(folder: Path) -> Path:
-    """A cache that has no modules; what they are linked with would take 10 s to build again."""
-    build.module(TOYS)
-    folder.mkdir()
-    for path in build.CACHE.glob("*.o"):
-        shutil.copy(path, folder)
-    return folder
-
-
-def test_a_module_is_built_once_and_again_when_a_header_changes(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(build, "CACHE", copy_of_the_runtime(tmp_path / "cache"))
-    source, header = tmp_path / "one.cu", tmp_path / "one.cuh"
-    header.write_text("constexpr int VALUE = 1;\n")
-    source.write_text(
-        '#include "one.cuh"\n'
-        'extern "C" __global__ void __launch_bounds__(1) one(int* out) { write(out, VALUE); }\n'
-    )
-    first = build.module(source)
-    made = first.stat().st_ino
-    assert build.module(source) == first and first.stat().st_ino == made
-    header.write_text("constexpr int VALUE = 2;\n")
-    assert build.module(source) != first
-    leftovers = [path.name for path in build.CACHE.iterdir() if path.is_dir()]
-    assert leftovers == []
-
-
-@pytest.mark.parametrize(
-    ("body", "message"),
-    [
-        ("int unused;", "unused variable"),
-        ("__shared__ int raw; raw = 0;", r"write SHARED\(TYPE, name\)"),
-        ("write(out, max(1, 2u));", "no matching function"),
-        ("struct Odd { int a[3]; }; read((Odd*)out);", "ONE_ACCESS"),
-    ],
-)
-def test_a_source_that_does_not_build_shows_what_the_compiler_says(
-    tmp_path: Path, body: str, message: str
-) -> None:
-    source = tmp_path / "bad.cu"
-    source.write_text(
-        f'extern "C" __global__ void __launch_bounds__(1) bad(int* out) {{ (void)out; {body} }}\n'
-    )
-    with pytest.raises(build.BuildError, match=message) as error:
-        build.module(source)
-    assert re.search(r"bad\.cu:1:", str(error.value))
-
-
-def test_a_source_without_a_kernel_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "none.cu").write_text("int x;\n")
-    with pytest.raises(build.BuildError, match=r"none\.cu: no kernel"):
-        build.module(tmp_path / "none.cu")
-
-
-def test_headers_come_from_pip_and_their_absence_says_what_to_install(monkeypatch) -> None:
-    assert all("site-packages" in str(folder) for folder in build.cuda_headers())
-    monkeypatch.setattr(build, "CUDA_HEADERS", (("nvidia-cuda-nothing", "vector_types.h"),))
-    with pytest.raises(build.BuildError, match=r"nothing: vector_types\.h not found\. Run: pip"):
-        build.cuda_headers()
-
-
-def test_without_a_compiler_tests_are_skipped_with_the_reason(monkeypatch) -> None:
-    monkeypatch.setattr(build, "COMPILER", "no-such-compiler")
-    with pytest.raises(pytest.skip.Exception, match=r"no-such-compiler: not found\. Install g\+\+"):
-        Toy("full_mask").run()

@@ -1,4 +1,4 @@
-"""Every planted bug is caught by the detector that planted.py names, with its message and line.
+"""Every planted bug is caught by the detector that the table names, with its message and line.
 
 A crash, a time-out, a copy that does not build or a text that is not there to change: not caught.
 """
@@ -16,7 +16,8 @@ import pytest
 from tests.cuda_cpu import build, standalone
 from tests.cuda_cpu.emulation import KERNELS
 from tests.cuda_cpu.standalone import Crash
-from tests.kernels.planted import BUGS, Bug, PatchError
+from tests.kernels.planted import Bug, PatchError
+from tests.kernels.planted_bugs import BUGS
 
 QUICK = ("divergent barrier", "out-of-bounds write", "unstable compaction")
 

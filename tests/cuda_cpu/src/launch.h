@@ -49,8 +49,8 @@ void cuda_cpu_launch(const char* kernel, const struct cuda_cpu_shape* shape,
                      const struct cuda_cpu_options* options, void** arguments,
                      struct cuda_cpu_report* report);
 
-// Of the launch before: bytes that were read, in any way, or else written, as ranges [first, end) in
-// no order; returns how many there are, of which the first `room` are stored.
+// Of the launch before: bytes that were read, in any way, or else written, as ranges [first, end)
+// in no order; returns how many there are, of which the first `room` are stored.
 size_t cuda_cpu_touched(int written, uint64_t (*ranges)[2], size_t room);
 
 #pragma GCC visibility pop
