@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from calibration.conversion import Converted, StageOutcome
 from calibration.forms import Made
 from runtime.devices import HOST_FORMS
 from runtime.environment import describe, dot_product_instructions
+from runtime.session import available_threads
 
 
 def summary(converted: Converted, written: Path | None) -> dict[str, Any]:
@@ -23,6 +25,7 @@ def summary(converted: Converted, written: Path | None) -> dict[str, Any]:
         "bundle": str(converted.bundle.folder),
         "cpu": describe().cpu,
         "dot_product_instructions": dot_product_instructions(),
+        "load": os.getloadavg()[0],
         "weight_bits": recipe.weight_bits,
         "method": recipe.method,
         "max_drop": recipe.max_drop,
@@ -60,8 +63,10 @@ def _print(console: Console, lines: Iterable[str]) -> None:
 
 def _facts(converted: Converted) -> Iterator[str]:
     plan, recipe = converted.plan, converted.plan.recipe
-    flag = dot_product_instructions()
+    flag, cpus, load = dot_product_instructions(), available_threads(), os.getloadavg()[0]
     yield f"{describe().cpu}, 8-bit dot products: {flag or 'none (no VNNI)'}"
+    if load > 2 * cpus:
+        yield f"The machine is busy (load {load:.1f} on {cpus} CPUs): times are rough"
     ranges = (
         f"{recipe.method} ranges from {len(plan.calibrating):,} images of {plan.calibrating.name}"
     )

@@ -175,6 +175,12 @@ def test_the_report_for_people_says_everything(int8: Command) -> None:
     assert f"--bundle {int8.bundle} --forms fp32/int8_host" in shown
 
 
+def test_a_busy_machine_is_told(int8: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    for load, told in ((1e4, True), (0.5, False)):
+        monkeypatch.setattr("os.getloadavg", lambda load=load: (load, 0, 0))
+        assert ("times are rough" in int8("--dry-run").stdout) is told
+
+
 def test_thresholds_are_those_that_threshold_would_forecast(
     int8: Command, invoke: Invoke, tmp_path: Path
 ) -> None:

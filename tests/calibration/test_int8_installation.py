@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import calibration.installation
-from calibration.comparison import GateRule, compare
+from calibration import comparison
+from calibration.comparison import GateRule, compare, race, undisturbed
 from calibration.errors import CalibrationError
 from calibration.installation import Addition, copy_bundle, install
 from runtime.bundle import Bundle, file_sha256, load_bundle, save_spec
@@ -185,6 +186,22 @@ def test_a_copy_has_every_file_that_is_named_and_no_other(bundle: Bundle, tmp_pa
 def test_a_bundle_without_golden_samples_stays_without(bundle: Bundle) -> None:
     save_spec(bundle.folder, bundle.spec.model_copy(update={"golden": None}))
     assert install(load_bundle(bundle.folder), addition(b"1")).golden is None
+
+
+def test_runs_that_were_interrupted_do_not_count() -> None:
+    quiet = [2.0 + k / 1000 for k in range(10)]
+    assert undisturbed([9.0, *quiet[5:], *[30.0] * 80, *quiet[:5], 9.0, 9.0, 9.0, 9.0, 9.0]) == (
+        pytest.approx(2.004)
+    )
+    assert undisturbed([3.0, 2.0]) == 2.0
+
+
+def test_a_race_takes_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison, "SECONDS", 0)
+    order: list[str] = []
+    found = race({name: lambda name=name: order.append(name) for name in ("fp32", "form")}, batch=8)
+    assert order == ["fp32", "form"] * (1 + comparison.ROUNDS)
+    assert found.batch == 8 and min(found) > 0
 
 
 def test_a_comparison_counts_answers_and_decisions() -> None:
