@@ -1,13 +1,14 @@
 """Builds CUDA sources with g++ for the emulation, each as a shared library: a module.
 
 Finished files are kept in ``build/cuda_cpu`` under a name that holds the hash of all that went into
-them: sources, flags, compiler, CUDA headers. They are moved there whole, so several processes may
-build at once. What has not been used for a month is removed.
+them: sources, flags, compiler, CUDA headers. They are moved there whole, and several processes may
+build at once: for the same file they wait. What has not been used for a month is removed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import importlib.metadata
@@ -17,7 +18,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -207,11 +208,20 @@ def _kept(name: str, key: str, make: Callable[[Path], None]) -> Path:
         return kept
     CACHE.mkdir(parents=True, exist_ok=True)
     _remove_unused()
-    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-        partial = Path(folder) / name
-        make(partial)
-        os.replace(partial, kept)
+    with _turn(key), tempfile.TemporaryDirectory(dir=CACHE) as folder:
+        if not kept.exists():
+            partial = Path(folder) / name
+            make(partial)
+            os.replace(partial, kept)
     return kept
+
+
+@contextlib.contextmanager
+def _turn(key: str) -> Iterator[None]:
+    """Wait for another process or thread that makes the same file."""
+    with open(CACHE / f"{key}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _remove_unused() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,21 @@ def test_a_source_that_does_not_build_shows_what_the_compiler_says(
     with pytest.raises(build.BuildError, match=message) as error:
         build.module(source)
     assert re.search(r"bad\.cu:1:", str(error.value))
+
+
+def test_who_wants_the_same_file_waits_for_the_one_who_makes_it(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(build, "CACHE", tmp_path)
+    made = []
+
+    def make(partial: Path) -> None:
+        made.append(partial)
+        time.sleep(0.1)
+        partial.write_text("done")
+
+    with ThreadPoolExecutor(4) as pool:
+        paths = list(pool.map(lambda _: build._kept("file", "key", make), range(4)))
+    assert len(made) == 1
+    assert {path.read_text() for path in paths} == {"done"}
 
 
 def test_a_source_without_a_kernel_is_refused(tmp_path: Path) -> None:
