@@ -109,7 +109,7 @@ def convert(bundle: Bundle, plan: Plan, progress: Progress) -> Converted:
 
 
 def _check_models(bundle: Bundle) -> None:
-    forms: tuple[Form, ...] = ("fp32",) * len(bundle.spec.stages)
+    forms: list[Form] = ["fp32"] * len(bundle.spec.stages)
     HostExecutor(bundle, forms, batch=1, threads=1).close()
 
 
