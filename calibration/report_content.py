@@ -95,7 +95,7 @@ class Content:
         """Of the bundle, with a note on forms other than FP32."""
         text = self.material.recorded.bundle.spec.description
         forms = set(self.material.recorded.forms)
-        return text if forms == {"fp32"} else f"{text} Forms: {self.material.recorded.key}."
+        return text if forms == {"fp32"} else f"{text} ({self.material.recorded.key})"
 
     @property
     def chain(self) -> str:

@@ -51,7 +51,7 @@ def page(content: Content) -> str:
 
 def _body(content: Content) -> Iterator[str]:
     yield f"<header><h1>{_html(content.chain)}</h1>"
-    yield f'<p class="lead">{_html(content.name)}. {_html(content.description)}</p>'
+    yield f'<p class="lead">{_html(content.name)}: {_html(content.description)}</p>'
     yield _tiles(content.tiles)
     yield f'<p class="note">{_html(split_note(content.split, content.n))}</p>'
     links = (f'<a href="#{key}">{title}</a>' for key, title in SECTIONS.items())

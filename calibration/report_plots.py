@@ -38,6 +38,8 @@ ROLES = {
 
 WIDTH, NARROW = 5.2, 4.2
 """Inches; the narrow ones stand side by side where there is room."""
+LETTER, LINE = 0.016, 0.06
+"""Of a model's name, as shares of the axes; a little more than they measure."""
 CLASSES = 20
 """With bars of their own; of more, those with the most changed samples."""
 DASHES = {"max-softmax": "-", "margin": "--", "entropy": ":"}
@@ -94,19 +96,20 @@ def trade_plot(trade: Trade, cascade: str, status: str) -> Figure:
     figure, axes = _canvas(3.7)
     scale, unit = (1e-6, "million MACs") if trade.unit == "macs" else (1e6, "microseconds")
     axes.set_xscale("log")
+    _limits(axes, trade)
     for cost, accuracy in (curve.T for curve in trade.pairs.values()):
         axes.plot(cost * scale, 100 * accuracy, color=SOFT, linewidth=1)
     _front(axes, trade.front, scale, right=max(single.cost for single in trade.singles))
     axes.plot(*_percent(trade.cascade.T, scale), color=ACCENT, linewidth=2.2, label=cascade)
     for single in trade.singles:
         axes.plot(single.cost * scale, 100 * single.accuracy, "s", color=MUTED, markersize=4.5)
+    _front_names(axes, trade.front, scale)
     for gear in trade.gears:
         place = gear.cost * scale, 100 * gear.accuracy
         axes.plot(*place, "o", color=PAPER, markeredgecolor=ACCENT, markersize=6)
     here = trade.here.cost * scale, 100 * trade.here.accuracy
     axes.plot(*here, "o", color=ACCENT, markersize=9, zorder=5)
     _note(axes, status, here, (-4, 9), color=ACCENT, ha="right", weight="bold")
-    _limits(axes, trade)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel(f"{unit} per image (log scale)")
     axes.set_ylabel("accuracy, %")
@@ -301,9 +304,27 @@ def _front(axes: Axes, front: Sequence[Single], scale: float, *, right: float) -
     cost = np.array([*(single.cost for single in front), right * 2]) * scale
     accuracy = 100 * np.array([*(single.accuracy for single in front), front[-1].accuracy])
     axes.step(cost, accuracy, where="post", color=MUTED, linewidth=1.2, linestyle=(0, (4, 2)))
-    for single in front:
+
+
+def _front_names(axes: Axes, front: Sequence[Single], scale: float) -> None:
+    """Name the models of the front, below or above them; where neither has room, not at all."""
+    # The most accurate first: crowded places are among the cheap ones.
+    taken: list[tuple[float, float, float]] = []
+    to_axes = axes.transData + axes.transAxes.inverted()
+    for single in reversed(front):
         place = single.cost * scale, 100 * single.accuracy
-        _note(axes, single.name, place, (4, -11), color=MUTED, fontsize=8)
+        x, y = to_axes.transform(place)
+        width = LETTER * len(single.name)
+        for left, height, shift, side in (
+            (x, y - LINE, (4, -11), "left"),
+            (x - width, y + LINE / 2, (-5, 4), "right"),
+        ):
+            if all(
+                left + width < a or b < left or abs(height - other) > LINE for a, b, other in taken
+            ):
+                _note(axes, single.name, place, shift, color=MUTED, fontsize=8, ha=side)
+                taken.append((left, left + width, height))
+                break
 
 
 def _limits(axes: Axes, trade: Trade) -> None:

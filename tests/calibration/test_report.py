@@ -16,9 +16,10 @@ import pytest
 from click.testing import Result
 
 from calibration import report_plots
+from calibration.front import Single
 from calibration.records import load_record, save_record
 from calibration.report import main
-from calibration.report_figures import Changed
+from calibration.report_figures import Changed, Point, Trade
 from calibration.report_page import SECTIONS
 from calibration.report_plots import ROLES
 from calibration.threshold import main as threshold
@@ -337,3 +338,14 @@ def test_of_many_classes_those_with_changes_are_drawn() -> None:
     drawn = re.findall(r">class (\d+) of \$1<", svg)
     assert len(drawn) == report_plots.CLASSES
     assert {"90", "7", "55"} <= set(drawn)
+
+
+def test_crowded_models_are_named_without_overlap() -> None:
+    crowd = [Single(f"model-{place}", 1e6 * 1.02**place, 0.9 + place / 1000) for place in range(9)]
+    singles = [Single("tiny", 1e5, 0.5), *crowd, Single("large", 1e8, 0.95)]
+    curve = np.array([[1e8, 0.95], [1e5, 0.5]])
+    trade = Trade("macs", singles, singles, curve, {}, Point(1e7, 0.94), [])
+    svg = report_plots.as_svg(report_plots.trade_plot(trade, "tiny → large", "certified"), "t", "")
+    named = re.findall(r">(tiny|large|model-\d)<", svg)
+    assert {"tiny", "large"} <= set(named)
+    assert 3 <= len(named) < len(singles)
