@@ -11,7 +11,7 @@ import ctypes
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -64,6 +64,7 @@ class CudaDevice:
         self._process = os.getpid()
         self._lock = threading.RLock()
         self._depth = 0
+        self._capturing = False
         self._dead = ""
         self._owned: dict[int, Resource] = {}
         self._lost: list[Any] = []
@@ -136,19 +137,21 @@ class CudaDevice:
 
     def failure(self, text: str) -> DeviceError:
         """Return the exception for a call that failed; look whether the context has ended."""
-        if self._dead:
-            return DeviceError(self._dead)
+        if not self._capturing:
+            self._look(text)
+        return DeviceError(self._dead or f"{self.gpu.name}: {text}.")
+
+    @contextmanager
+    def capturing(self) -> Iterator[None]:
+        """Hold while a stream captures: calls that a capture may not contain are then not made."""
+        self._capturing = True
         try:
-            if self._depth:
-                self.driver.mem_get_info()
-        except self.driver.Error:
-            self._dead = (
-                f"{self.gpu.name}: {text}. Work on the GPU has failed, and with it the context of "
-                "this process: start the process anew. To find the cause: "
-                "python -m runtime.verify BUNDLE --device cuda"
-            )
-            return DeviceError(self._dead)
-        return DeviceError(f"{self.gpu.name}: {text}.")
+            yield
+        except DeviceError as error:
+            self._look(str(error))
+            raise
+        finally:
+            self._capturing = False
 
     def allocate(self, nbytes: int, purpose: str = "") -> DeviceMemory:
         """Return memory of the device, aligned to 256 bytes, its content undefined.
@@ -214,14 +217,18 @@ class CudaDevice:
         self, kernel: Kernel, grid: Grid, arguments: ctypes.Structure, *, stream: int
     ) -> None:
         """Enqueue a kernel; its module must be loaded."""
-        function = self._functions.get(kernel.name)
-        if function is None:
+        if kernel.name not in self._functions:
             function = self.call(self._modules[kernel.module].get_function, kernel.name)
             self._functions[kernel.name] = function.prepare([f"{ctypes.sizeof(arguments)}s"])
-        block = (kernel.threads, 1, 1)
-        native = self._streams[stream].native
+            del function  # a traceback would keep it past its owner, as any native object here
         self.activity.launches += 1
-        self.call(function.prepared_async_call, grid, block, native, bytes(arguments))
+        self.call(
+            self._functions[kernel.name].prepared_async_call,
+            grid,
+            (kernel.threads, 1, 1),
+            self._streams[stream].native,
+            bytes(arguments),
+        )
 
     def adopt(self, resource: Resource) -> None:
         """Own what was made."""
@@ -262,26 +269,38 @@ class CudaDevice:
             finally:
                 self._detach()
 
+    def _look(self, text: str) -> None:
+        """Find out whether the context has ended: then any call says so."""
+        try:
+            if self._depth and not self._dead:
+                self.driver.mem_get_info()
+        except self.driver.Error:
+            self._dead = (
+                f"{self.gpu.name}: {text}. Work on the GPU has failed, and with it the context of "
+                "this process: start the process anew. To find the cause: "
+                "python -m runtime.verify BUNDLE --device cuda"
+            )
+
     def _free_all(self) -> None:
         with self.active():
             try:
                 self.call(self.driver.Context.synchronize)
             finally:
-                for resource in list(self._owned.values()):
-                    resource.free()
-                self._functions.clear()
-                self._modules.clear()
+                if self.is_usable:
+                    for resource in list(self._owned.values()):
+                        resource.free()
+                    self._functions.clear()
+                    self._modules.clear()
 
     def _detach(self) -> None:
         """Release the context. What still refers to it is then dropped without a driver call."""
         context, self._context = self._context, None
-        try:
-            context.push()  # pycuda releases only the context that is current
+        with ExitStack() as stack:
+            for held in (self._owned, self._lost, self._streams, self._functions, self._modules):
+                stack.callback(held.clear)
+            stack.callback(context.detach)
+            self.call(context.push)  # pycuda releases only the context that is current
             pop_context()  # which it then takes from its own stack, not from the driver's
-        finally:
-            context.detach()
-        for held in (self._owned, self._lost, self._streams, self._functions, self._modules):
-            held.clear()
 
 
 def _ask(index: int) -> tuple[Any, tuple[int, int]]:

@@ -28,7 +28,7 @@ from kernels.launch import DeviceArray
 from runtime.bundle import Bundle
 from runtime.cuda import CudaDevice
 from runtime.device_frames import borrow, is_on_device
-from runtime.errors import GraphError, InputError, TensorRTError, TinysaverError
+from runtime.errors import DeviceError, InputError, TensorRTError, TinysaverError
 from runtime.gpu_interface import check_engines
 from runtime.gpu_slot import Answers, Frames, Request, Slot
 from runtime.gpu_stage import StagePlan, StageWork, plan_stage
@@ -266,10 +266,10 @@ class GpuExecutor:
                 for bucket in self.plans[0].buckets:
                     work = partial(self._capture, slot, bucket)
                     slot.graphs[bucket] = graphs.capture(slot.stream, slot.body_stream, work)
-        except (GraphError, TensorRTError) as error:
+        except (DeviceError, TensorRTError) as error:
             for slot in self._slots:
                 slot.drop_graphs()
-            if required:
+            if required or not self.device.is_usable:
                 raise
             self.mode_reason = f"no graph: {error}"
             return

@@ -40,7 +40,7 @@ class Graph:
         """Free it, after its last launch has ended; a second call does nothing."""
         executable, self._executable = self._executable, None
         if executable is not None:
-            self._graphs.free(executable)
+            self._graphs.free("cuGraphExecDestroy", executable)
 
 
 class Graphs:
@@ -85,11 +85,11 @@ class Graphs:
             raise GraphError(f"{name}: {status.name}") if self.device.is_usable else error
         return rest[0] if len(rest) == 1 else tuple(rest)
 
-    def free(self, executable: Any) -> None:
-        """Free an executable graph; with a dead context it is gone already."""
+    def free(self, name: str, graph: Any) -> None:
+        """Call what frees a graph; with a dead context it is gone already."""
         if self.device.is_usable:
             with self.device.active():
-                self.call("cuGraphExecDestroy", executable)
+                self.call(name, graph)
 
     def capture(
         self, stream: Stream, body_stream: Stream, work: Callable[[Capture], None]
@@ -108,20 +108,25 @@ class Graphs:
         GraphError
             When something was enqueued that a graph, or a body, must not contain; says what.
         """
-        mode = self.api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        self.call("cuStreamBeginCapture", stream.handle, mode)
         capture = Capture(self, stream, body_stream)
-        try:
-            work(capture)
-            graph = self.call("cuStreamEndCapture", stream.handle)
-        except BaseException:
-            self._abandon(stream, owns_graph=True)
-            raise
+        with self.device.capturing():
+            graph = self._capture(capture, work)
         try:
             self._check_bodies(capture.bodies)
             return Graph(self, self.call("cuGraphInstantiate", graph, 0))
         finally:
-            self.call("cuGraphDestroy", graph)
+            self.free("cuGraphDestroy", graph)
+
+    def _capture(self, capture: Capture, work: Callable[[Capture], None]) -> Any:
+        stream = capture.stream
+        mode = self.api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        self.call("cuStreamBeginCapture", stream.handle, mode)
+        try:
+            work(capture)
+            return self.call("cuStreamEndCapture", stream.handle)
+        except BaseException:
+            self._abandon(stream, owns_graph=True)
+            raise
 
     def position(self, stream: Stream) -> tuple[Any, list[Any]]:
         """Return the graph that a stream captures into, and what its next node depends on."""
@@ -143,7 +148,7 @@ class Graphs:
         """End a capture that failed; what it captured so far may be invalid, or nothing."""
         status, graph = self._function("cuStreamEndCapture")(stream.handle)
         if owns_graph and int(status) == 0 and int(graph):
-            self.call("cuGraphDestroy", graph)
+            self.free("cuGraphDestroy", graph)
 
     def _check_bodies(self, bodies: Sequence[Any]) -> None:
         for node in (node for body in bodies for node in self._nodes(body)):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,8 +23,6 @@ from tests.tensorrt_double.libraries import cache_folder
 ZOO = Path(__file__).parents[2] / "zoo" / "fashion"
 ZOO_BUCKETS = (1, 8, 32, 64, 256)
 
-Start = Callable[..., Driver]
-
 
 @pytest.fixture(scope="session", autouse=True)
 def doubles() -> None:
@@ -36,20 +34,32 @@ def doubles() -> None:
     install()
 
 
-@pytest.fixture
-def gpu() -> Iterator[Start]:
-    """Return what starts a GPU; afterwards nothing may have gone wrong on it, or be left."""
-    drivers: list[Driver] = []
+class Start:
+    """Starts GPUs, of which the last one is there."""
 
-    def start(seed: int | None = 0, **machine: object) -> Driver:
+    def __init__(self) -> None:
+        self.drivers: list[Driver] = []
+
+    def __call__(self, seed: int | None = 0, **machine: object) -> Driver:
+        """Start one on which nothing may go wrong, and of which nothing may be left."""
+        driver = self.ignoring(seed, **machine)
+        self.drivers.append(driver)
+        return driver
+
+    def ignoring(self, seed: int | None = 0, **machine: object) -> Driver:
+        """Start one whose state at the end is the test's business."""
         driver = Driver(kernels(), Machine(**machine), seed=seed)
-        drivers.append(driver)
         shim().use(driver)
         return driver
 
+
+@pytest.fixture
+def gpu() -> Iterator[Start]:
+    """Return what starts a GPU."""
+    start = Start()
     yield start
     shim().use(None)
-    for driver in drivers:
+    for driver in start.drivers:
         assert driver.errors == []
         assert driver.live() == {}
 

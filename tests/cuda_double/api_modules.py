@@ -28,7 +28,7 @@ class Module:
 class Modules:
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
-        self._functions: dict[int, Kernel] = {}
+        self._functions: dict[int, tuple[int, Kernel]] = {}
 
     def cuModuleLoadDataEx(
         self, module: int, image: int, count: int, options: int, values: int
@@ -44,6 +44,9 @@ class Modules:
         return self.cuModuleLoadDataEx(module, image, 0, 0, 0)
 
     def cuModuleUnload(self, module: int) -> int:
+        for handle, (owner, _) in list(self._functions.items()):
+            if owner == module:
+                del self._functions[handle]
         return self._driver.remove(module, Module)
 
     def cuModuleGetFunction(self, function: int, module: int, name: int) -> int:
@@ -52,7 +55,7 @@ class Modules:
         if kernel is None:
             return Status.NOT_FOUND
         handle = next(self._driver.handles)
-        self._functions[handle] = kernel
+        self._functions[handle] = (module, kernel)
         return store(function, ctypes.c_void_p, handle)
 
     def cuFuncSetBlockShape(self, function: int, x: int, y: int, z: int) -> int:
@@ -73,7 +76,9 @@ class Modules:
         parameters: int,
         extra: int,
     ) -> int:
-        kernel = self._functions[function]
+        if function not in self._functions:
+            return Status.INVALID_HANDLE
+        _, kernel = self._functions[function]
         if (u32(block_y), u32(block_z), u32(shared)) != (1, 1, 0):
             return Status.NOT_SUPPORTED
         arguments = structures.launch_arguments(parameters, extra)
