@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
 from runtime.bundle import Bundle
-from runtime.driver import DriverError, ask_driver
+from runtime.driver import DriverError, NoDriverError, ask_driver
 from runtime.errors import BundleError, DeviceError, InputError, PlanError, TensorRTError
 from runtime.plan_fit import find_plans
 from runtime.plans import Plan, this_machine
@@ -161,13 +161,17 @@ def _open_gpu(
 
     opened = _prepare(bundle, index, forms, batch=batch, gpu=gpu)
     try:
-        mode = gpu.mode
-        if gpu.verify:
-            failed = failed_modes(opened)
-            if mode in failed:
-                raise DeviceError(f"{opened.device.gpu.name}: {failed[mode]}. Use another mode.")
-            mode = "host" if mode is None and "graph" in failed else mode
-        executor = opened.executor(mode)
+        failed = failed_modes(opened) if gpu.verify else {}
+        if gpu.mode in failed:
+            raise DeviceError(
+                f"{opened.device.gpu.name}: the self-check failed: {failed[gpu.mode]}. "
+                "Use another mode."
+            )
+        if gpu.mode is None and "graph" in failed:
+            executor = opened.executor("host")
+            executor.mode_reason = f"the self-check failed: {failed['graph']}"
+        else:
+            executor = opened.executor(gpu.mode)
         executor.closes_device = True
         return executor, opened.forms
     except BaseException:
@@ -203,8 +207,10 @@ def _parse(device: str) -> tuple[str, int]:
 def _has_gpu() -> bool:
     try:
         return bool(ask_driver().gpus)
-    except DriverError:
+    except NoDriverError:
         return False
+    except DriverError:
+        return True  # which then says what is wrong with it
 
 
 def _fits(forms: Sequence[Form] | None, possible: tuple[Form, ...]) -> bool:

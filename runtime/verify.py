@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 from rich.console import Console
+from rich.markup import escape
 
 from runtime.bundle import demo_folder, load_bundle, replacing
-from runtime.devices import GpuOptions, Opened, open_gpu
+from runtime.device_options import HOST_CODE, LIBRARY
+from runtime.devices import GpuOptions, Opened, open_gpu, parse_forms
+from runtime.driver import is_emulated
 from runtime.environment import refuse_foreign_packages
 from runtime.errors import InputError
-from runtime.selfcheck import Check, run_checks
-from runtime.tensorrt_engine import Engine
+from runtime.selfcheck import Absent, Check, run_checks
+from runtime.tensorrt_engine import Engine, tensorrt_runtime
 from runtime.terminal import Command
+
+FORMAT: Final = "tinysaver.verify/1"
 
 
 @click.command(cls=Command)
@@ -28,25 +34,20 @@ from runtime.terminal import Command
 @click.option(
     "--forms", help="Form of each stage, as fp16/fp16.  [default: the bundle's for a GPU]"
 )
-@click.option(
-    "--library",
-    default="tensorrt",
-    show_default=True,
-    type=click.Choice(["tensorrt", "tensorrt_rtx"]),
-    help="What built the plans.",
-)
+@LIBRARY
+@HOST_CODE
 @click.option(
     "--layers",
     type=click.Path(path_type=Path),
     help="Write what TensorRT's inspector says of each plan's layers, their precision, to a file.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")
-def main(bundle: Path | None, as_json: bool, **options: Any) -> None:
+def main(bundle: Path | None, as_json: bool, layers: Path | None, **options: Any) -> None:
     """Check kernels, plans and launch modes of BUNDLE on a GPU.
 
     Every kernel runs against its float64 reference, every plan on the bundle's golden samples, and
-    the launch modes against each other. The exit status is 1 when something fails. Cascades do this
-    by themselves the first time that they meet a combination of plans, driver and GPU.
+    every launch mode against the plans' logits. The exit status is 1 when something fails. Cascades
+    do this by themselves the first time that they meet a combination of plans, driver and GPU.
 
     \b
     Examples
@@ -54,7 +55,9 @@ def main(bundle: Path | None, as_json: bool, **options: Any) -> None:
       python -m runtime.verify zoo/fashion --device cuda
     """
     refuse_foreign_packages()
-    sys.exit(verify(bundle or demo_folder(), as_json=as_json, **options))
+    if not options["device"].startswith("cuda"):
+        raise InputError(f"--device: expected cuda or cuda:1, got {options['device']!r}.")
+    sys.exit(verify(bundle or demo_folder(), as_json=as_json, layers=layers, **options))
 
 
 def verify(
@@ -64,56 +67,90 @@ def verify(
     batch: int,
     forms: str | None,
     library: Any,
+    host_code: bool,
     layers: Path | None,
     as_json: bool,
 ) -> int:
     """Run all checks and show them; return the exit status."""
-    if not device.startswith("cuda"):
-        raise InputError(f"--device: expected cuda or cuda:1, got {device!r}.")
-    options = GpuOptions(library=library, verify=False)
-    chosen: Any = forms.split("/") if forms else None
+    options = GpuOptions(library=library, host_code=host_code, verify=False)
+    chosen = parse_forms(forms) if forms else None
     console = Console(stderr=as_json)
-    checks: list[Check] = []
+    checks: list[Check | Absent] = []
     with open_gpu(load_bundle(folder), device, chosen, batch=batch, gpu=options) as opened:
-        console.print(f"{opened.device.gpu.name}, CUDA {_version(opened)}")
+        report = _heading(opened)
+        _show_heading(console, report)
         for check in run_checks(opened):
             checks.append(check)
             _show(console, check)
         if layers is not None:
-            _write_layers(opened, layers)
-    failed = sum(not check.passed for check in checks)
-    console.print(f"{len(checks) - failed} passed, {failed} failed")
+            _write_layers(opened, layers, host_code=host_code)
+    report |= _outcome(checks)
+    console.print(f"{report['passed']} passed, {report['failed']} failed")
     if as_json:
-        print(json.dumps(_report(opened, checks), indent=2))
-    return 1 if failed else 0
+        print(json.dumps(report, indent=2, allow_nan=False))
+    return 1 if report["failed"] else 0
 
 
-def _show(console: Console, check: Check) -> None:
-    mark = "[green]ok[/]  " if check.passed else "[red]FAIL[/]"
-    console.print(f"{mark} {check}", highlight=False)
-
-
-def _report(opened: Opened, checks: list[Check]) -> dict[str, Any]:
+def _heading(opened: Opened) -> dict[str, Any]:
+    """Return what is checked."""
+    gpu, machine = opened.device.gpu, opened.plans[0].key.machine
+    runtime = tensorrt_runtime(machine.library)
     return {
-        "gpu": opened.device.gpu.name,
-        "architecture": opened.device.gpu.architecture,
-        "driver": _version(opened),
-        "forms": "/".join(opened.forms),
-        "checks": [{**check._asdict(), "passed": check.passed} for check in checks],
+        "format": FORMAT,
+        "bundle": opened.bundle.spec.name,
+        "forms": list(opened.forms),
+        "golden": opened.bundle.spec.golden is not None,
+        "plans": {plan.name: plan.sidecar.sha256 for plan in opened.plans},
+        "gpu": gpu.name,
+        "architecture": gpu.architecture,
+        "driver_cuda": ".".join(map(str, opened.device.driver_version)),
+        "library": runtime.library,
+        "library_version": runtime.version,
+        "emulated": is_emulated(),
     }
 
 
-def _write_layers(opened: Opened, path: Path) -> None:
-    engines = [Engine(plan, opened.device) for plan in opened.plans]
+def _outcome(checks: list[Check | Absent]) -> dict[str, Any]:
+    made = [check for check in checks if isinstance(check, Check)]
+    return {
+        "checks": [
+            {
+                **check._asdict(),
+                "worst": check.worst if math.isfinite(check.worst) else None,
+                "passed": check.passed,
+            }
+            for check in made
+        ],
+        "absent_modes": {c.name: c.reason for c in checks if isinstance(c, Absent)},
+        "passed": sum(check.passed for check in made),
+        "failed": sum(not check.passed for check in made),
+    }
+
+
+def _show_heading(console: Console, report: dict[str, Any]) -> None:
+    title = f"{report['library']} {report['library_version']}, forms {'/'.join(report['forms'])}"
+    console.print(f"{report['gpu']}, driver of CUDA {report['driver_cuda']}, {title}", markup=False)
+    if report["emulated"]:
+        console.print("[yellow]EMULATION: no GPU has run. This checks the program, not a GPU.")
+    if not report["golden"]:
+        console.print("[yellow]The bundle has no golden samples, so plans are not checked.")
+
+
+def _show(console: Console, check: Check | Absent) -> None:
+    if isinstance(check, Absent):
+        console.print(f"-    mode {check.name}: not here: {escape(check.reason)}", highlight=False)
+        return
+    mark = "[green]ok[/]  " if check.passed else "[red]FAIL[/]"
+    console.print(f"{mark} {escape(str(check))}", highlight=False)
+
+
+def _write_layers(opened: Opened, path: Path, *, host_code: bool) -> None:
+    engines = [Engine(plan, opened.device, host_code=host_code) for plan in opened.plans]
     described = {engine.name: json.loads(engine.layers()) for engine in engines}
     for engine in engines:
         engine.close()
     with replacing(path) as stream:
         stream.write(json.dumps(described, indent=2).encode())
-
-
-def _version(opened: Opened) -> str:
-    return ".".join(map(str, opened.device.driver_version))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from runtime import bench_tables
 from runtime.bundle import load_bundle, save_spec
 from runtime.plans import Flags, Machine, PlanKey, Profile, Sidecar, load_sidecar, plan_file
 from runtime.schema import CascadeSpec
+from runtime.selfcheck import Verdict
 
 DOCS = Path(__file__).parent.parent / "docs"
 EXAMPLES = DOCS / "formats"
@@ -145,6 +146,23 @@ def test_the_emulated_bench_example_has_no_times():
     assert report["device"]["emulated"]
     assert report["speedup"] is report["overhead_ratio"] is report["cascade"]["throughput"] is None
     assert report["cascade"]["latency_ms"] == {"samples": 0}
+
+
+def documented_keys(section):
+    text = (DOCS / "formats.md").read_text().split(f"## {section}\n")[1].split("\n## ")[0]
+    return set(re.findall(r"`([a-z_]+)`", text))
+
+
+def test_verify_example_has_the_documented_keys():
+    report = json.loads((EXAMPLES / "verify.json").read_text())
+    assert set(report) | set(report["checks"][0]) <= documented_keys("Self-check report")
+    assert report["passed"] == len(report["checks"])
+
+
+def test_verdict_example_loads_and_has_the_documented_keys():
+    text = (EXAMPLES / "verified.json").read_text()
+    assert Verdict.model_validate_json(text).model_dump_json(indent=2) + "\n" == text
+    assert set(Verdict.model_fields) <= documented_keys("Self-check verdict")
 
 
 def test_every_example_is_named_in_the_document():
