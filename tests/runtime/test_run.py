@@ -58,6 +58,31 @@ def test_a_picture_that_does_not_decode_is_reported_and_the_rest_goes_on(folder)
     assert "1 not decoded" in result.stderr
 
 
+def test_nothing_that_decodes_is_all_errors(tmp_path):
+    for index in range(5):
+        (tmp_path / f"{index}.png").write_bytes(b"not a picture")
+    result = invoke(tmp_path, "--batch", "2")
+    assert result.exit_code == 2
+    assert [("error" in line) for line in lines(result.stdout)] == [True] * 5
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+def test_runs_of_pictures_have_one_shape_and_keep_their_order(size):
+    rng = np.random.default_rng(size)
+    shapes = [None, (2, 2, 1), (3, 2, 1)]
+    kinds = np.repeat(rng.integers(0, 3, 30), rng.integers(1, 4, 30))
+    pictures = [
+        run.Picture("x", k, None if kind == 0 else np.zeros(shapes[kind], np.uint8))
+        for k, kind in enumerate(kinds)
+    ]
+    groups = list(run._groups(pictures, size))
+    assert [picture.index for group in groups for picture in group] == list(range(len(pictures)))
+    for group in groups:
+        frames = [picture.frame for picture in group if picture.frame is not None]
+        assert 1 <= len(frames) <= size
+        assert len({frame.shape for frame in frames}) == 1
+
+
 def test_npz_rows_are_numbered(tmp_path):
     np.savez(tmp_path / "some.npz", images=FRAMES)
     answers = lines(invoke(tmp_path / "some.npz").stdout)
