@@ -88,7 +88,9 @@ class PairError(TinysaverError):
     help="Folder for downloads, data, models and the bundle.",
 )
 @click.option("--crops", type=click.IntRange(2), default=10, show_default=True, help="Per photo.")
-@click.option("--max-drop", default=5.0, show_default=True, help="Of INT8, in points of agreement.")
+@click.option(
+    "--max-drop", default=20.0, show_default=True, help="Of INT8, in points of agreement."
+)
 @click.option("--rtx/--no-rtx", default=True, help="Build plans for RTX cards; needs no GPU.")
 def main(out: Path, crops: int, max_drop: float, rtx: bool) -> None:
     """Make a bundle of EfficientNet-Lite0 at 160 pixels and Lite2 at 260, and measure it.
@@ -279,8 +281,8 @@ def explain(photos: int, certified: Sequence[tuple[Form, ...]]) -> None:
     click.echo(
         f"\n{photos} photographs, one view of each; {state}.\n"
         f"A certificate here says: of photographs drawn like these, at most {EPSILON:.0%} get "
-        f"another answer than from\nthe large model alone, with {1 - DELTA:.0%} confidence, each "
-        "combination of forms by itself. Accuracy is not measured.\n"
+        f"another answer than from\nthe large model alone, in the same forms, with {1 - DELTA:.0%} "
+        "confidence, each combination by itself; nothing of accuracy.\n"
         f"So few photographs cannot show less than {least:.1%}, even if all answers agree; "
         f"1 % would take {photos_for(0.01)}.\n"
         "More crops of the same photographs would be no new evidence, and were not used. These are "
