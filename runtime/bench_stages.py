@@ -104,7 +104,7 @@ class Stages(Protocol):
         """Return what the host has asked of the device per `run`; None where it is the device."""
 
     def batch_sizes(self, number: int, wanted: Sequence[int]) -> tuple[int, ...]:
-        """Return the batch sizes among which a stage alone has its best, ascending."""
+        """Return the batch sizes among which a stage alone has its best."""
 
     def classify(self, number: int, frames: Any) -> None:
         """Run one stage, which reads frames, on a placed batch: to where the clock stops."""
@@ -175,7 +175,7 @@ class HostStages:
 
     def batch_sizes(self, number: int, wanted: Sequence[int]) -> tuple[int, ...]:
         """See `Stages`."""
-        return tuple(size for size in sorted(wanted) if size <= self._executor.batch)
+        return tuple(wanted)
 
     def classify(self, number: int, frames: Frames) -> None:
         """See `Stages`."""

@@ -144,7 +144,7 @@ def test_every_output_of_a_gate_is_compared(name, device, monkeypatch):
     def spoilt(memory, array, original=kernel_check.Memory.get):
         values = original(memory, array)
         if array == getattr(outputs[-1], name):
-            values.flat[0] += 1
+            values[values != kernel_check._UNTOUCHED] += 1
         return values
 
     monkeypatch.setattr(ops, "gate", remember)
@@ -225,7 +225,18 @@ def last_lost(answers):
     return label, confidence, stage
 
 
-@pytest.mark.parametrize("fault", [swapped, last_lost])
+def label_beyond_all(answers):
+    label, confidence, stage = (array.copy() for array in answers)
+    label[-1] = 99
+    return label, confidence, stage
+
+
+def later_stage(answers):
+    label, confidence, stage = answers
+    return label, confidence, stage + 1
+
+
+@pytest.mark.parametrize("fault", [swapped, last_lost, label_beyond_all, later_stage])
 def test_host_that_answers_wrongly_refuses_the_gpu(fault, folder, cache, no_kernels, monkeypatch):
     original = Slot.answers
     monkeypatch.setattr(Slot, "answers", lambda slot: fault(original(slot)))
