@@ -276,13 +276,12 @@ def build_rtx(bundle: Path) -> None:
 def explain(photos: int, certified: Sequence[tuple[Form, ...]]) -> None:
     """Say what the certificate means, and what it cannot."""
     least = smallest_epsilon(photos)
-    names = ", ".join("/".join(forms) for forms in certified)
-    state = f"certified: {names}" if certified else "nothing was certified"
+    names = ", ".join("/".join(forms) for forms in certified) or "nothing"
     click.echo(
-        f"\n{photos} photographs, one view of each; {state}.\n"
+        f"\n{photos} photographs, one view of each; certified: {names}.\n"
         f"A certificate here says: of photographs drawn like these, at most {EPSILON:.0%} get "
-        f"another answer than from\nthe large model alone, in the same forms, with {1 - DELTA:.0%} "
-        "confidence, each combination by itself; nothing of accuracy.\n"
+        "another answer than from\nthe large model alone, in the same forms, with "
+        f"{1 - DELTA:.0%} confidence, each combination by itself; nothing of accuracy.\n"
         f"So few photographs cannot show less than {least:.1%}, even if all answers agree; "
         f"1 % would take {photos_for(0.01)}.\n"
         "More crops of the same photographs would be no new evidence, and were not used. These are "
