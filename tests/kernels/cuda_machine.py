@@ -15,15 +15,17 @@ Array = npt.NDArray[Any]
 MODULES = ("gate", "gather", "scatter", "preprocess")
 REPEATS = 50
 _FLUSH_BYTES = 256 * 2**20  # more than any L2 cache, so that a kernel finds its input in DRAM
-_MEMORY_CLOCK_RATE, _BUS_WIDTH = "MEMORY_CLOCK_RATE", "GLOBAL_MEMORY_BUS_WIDTH"
 
 
 class Speed(NamedTuple):
-    """Median of a kernel's time with a cold cache, and what that means."""
+    """Median of a kernel's time with a cold cache, and what that means.
+
+    The peak is None where the driver does not tell clock and width of the memory.
+    """
 
     microseconds: float
     gigabytes_per_second: float
-    share_of_peak: float
+    share_of_peak: float | None
 
 
 class CudaMachine:
@@ -64,16 +66,20 @@ class CudaMachine:
             ]
             flush.free()
         seconds = float(np.median(times)) / 1e3
-        rate = nbytes / seconds / 1e9
-        return Speed(seconds * 1e6, rate, rate / self.peak())
+        rate, peak = nbytes / seconds / 1e9, self.peak()
+        return Speed(seconds * 1e6, rate, rate / peak if peak else None)
 
     def peak(self) -> float:
-        """Return the memory's bandwidth in GB/s, from its clock and width."""
+        """Return the memory's bandwidth in GB/s, from its clock and width; 0 if not known."""
+        driver = self._device.driver
+        names = (
+            driver.device_attribute.MEMORY_CLOCK_RATE,
+            driver.device_attribute.GLOBAL_MEMORY_BUS_WIDTH,
+        )
         with self._device.active():
-            kilohertz, bits = (
-                self._device.attribute(name) for name in (_MEMORY_CLOCK_RATE, _BUS_WIDTH)
-            )
-        return 2 * kilohertz * 1e3 * bits / 8 / 1e9
+            device = driver.Device(self._device.index)
+            kilohertz, bits = (device.get_attribute(name) for name in names)
+        return float(2 * kilohertz * 1e3 * bits / 8 / 1e9)
 
     def _time(self, launch: Launch, flush: DeviceArray) -> float:
         begin, end = (self._device.event(timed=True) for _ in range(2))

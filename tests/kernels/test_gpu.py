@@ -97,10 +97,9 @@ def test_speed_of_gather(count: int, machine: CudaMachine) -> None:
 
 def keep(name: str, speed: Speed) -> None:
     """Print a speed, and add it to the report."""
-    print(
-        f"{name}: {speed.microseconds:.1f} us, {speed.gigabytes_per_second:.0f} GB/s, "
-        f"{speed.share_of_peak:.0%} of the memory's peak"
-    )
+    share = speed.share_of_peak
+    peak = "" if share is None else f", {share:.0%} of the memory's peak"
+    print(f"{name}: {speed.microseconds:.1f} us, {speed.gigabytes_per_second:.0f} GB/s{peak}")
     report = os.environ.get("TINYSAVER_GPU_REPORT")
     if report:
         path = Path(report)
