@@ -45,7 +45,7 @@ class Scope:
     size
         Samples that will certify.
     finalists
-        Cascades that are forecast with the exact test, ``draws`` times each.
+        Cascades of each length that are forecast with the exact test, ``draws`` times each.
     resamplings
         Of the paired bootstrap.
     """
@@ -53,7 +53,7 @@ class Scope:
     claim: Claim
     size: int
     lengths: Sequence[int] = (2, 3)
-    finalists: int = 20
+    finalists: int = 12
     draws: int = 20
     resamplings: int = 100
 
@@ -160,8 +160,7 @@ class SaverSearch:
         pool = self.selection.pool
         useless = too_costly(self.selection, self.costs) | self._saturated()
         screened = self._screened([name for name in self._savers() if name not in useless])
-        limit = self.costs.alone(pool.large)
-        finalists = [item for item in screened if item.cost < limit][: self.scope.finalists]
+        finalists = self._finalists(screened)
         forecast = {item.names: item for item in self._forecast(finalists)}
         refused = {item.names for item in finalists} - set(forecast)
         singles = [Single(n, self.costs.alone(n), pool.accuracy(n)) for n in pool.logits]
@@ -173,6 +172,13 @@ class SaverSearch:
             sorted(singles, key=lambda single: single.cost),
             {**self.selection.left_out, **useless},
         )
+
+    def _finalists(self, screened: Sequence[Candidate]) -> list[Candidate]:
+        """Return the best of each length: the screen is kinder to long cascades than the test."""
+        limit = self.costs.alone(self.selection.pool.large)
+        paying = [item for item in screened if item.cost < limit]
+        of_length = [[c for c in paying if len(c.names) == n] for n in self.scope.lengths]
+        return [item for items in of_length for item in items[: self.scope.finalists]]
 
     def _savers(self) -> list[str]:
         return cheaper(self.selection.pool, self.costs)

@@ -158,7 +158,11 @@ _COUNT = click.IntRange(1)
     help="Samples that will certify.",
 )
 @click.option(
-    "--finalists", type=_COUNT, default=20, show_default=True, help="Cascades to forecast."
+    "--finalists",
+    type=_COUNT,
+    default=12,
+    show_default=True,
+    help="Cascades of each length to forecast.",
 )
 @click.option("--draws", type=_COUNT, default=20, show_default=True, help="Of each forecast.")
 @click.option("--threads", type=_COUNT, default=available_threads, help="[default: all]")

@@ -123,7 +123,7 @@ def _verdict(found: Found) -> Iterator[str]:
 
 
 def _against_the_paper(found: Found, best: Estimate) -> Iterator[str]:
-    pairs = [item.names[0] for item in found.ranking if len(item.names) == 2 and item.estimate]
+    pairs = [item.names[0] for item in found.ranking if len(item.names) == 2]
     enabled = [score.saver for score in found.paper if score.enabled]
     if not pairs or not found.paper:
         return

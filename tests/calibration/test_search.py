@@ -86,10 +86,14 @@ def test_a_fourth_stage_grows_from_the_best_of_three(invoke: Invoke, world: Worl
     assert len({tuple(item["stages"]) for item in found["ranking"]}) == len(lengths)
 
 
-def test_only_finalists_are_forecast_and_the_others_follow(invoke: Invoke, world: World) -> None:
+def test_finalists_of_each_length_are_forecast_and_the_others_follow(
+    invoke: Invoke, world: World
+) -> None:
     world.record("selection")
     found = shown(invoke, world, "--finalists", 1)
-    assert [item["forecast"] is not None for item in found["ranking"]] == [True, *[False] * 3]
+    forecast = [item["forecast"] is not None for item in found["ranking"]]
+    assert forecast == [True, True, False, False]
+    assert {len(item["stages"]) for item in found["ranking"][:2]} == {2, 3}
     assert "~ " in search(invoke, world, "--finalists", 1).stdout
 
 
