@@ -187,9 +187,13 @@ def _prepare(
     from runtime.tensorrt_engine import tensorrt_runtime
 
     chosen = _choose(bundle, forms, GPU_FORMS, GPU_FORMS, "a GPU")
-    machine = this_machine(gpu.library, tensorrt_runtime(gpu.library).version, device=index)
-    plans = tuple(find_plans(bundle, k, form, machine)[0] for k, form in enumerate(chosen))
     device = CudaDevice(index)
+    try:
+        machine = this_machine(gpu.library, tensorrt_runtime(gpu.library).version, device=index)
+        plans = tuple(find_plans(bundle, k, form, machine)[0] for k, form in enumerate(chosen))
+    except BaseException:
+        device.close()
+        raise
 
     def executor(mode: Mode | None) -> GpuExecutor:
         return GpuExecutor(bundle, plans, device, batch=batch, mode=mode, host_code=gpu.host_code)

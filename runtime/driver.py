@@ -16,12 +16,17 @@ _NAME_BYTES = 256
 # CUdevice_attribute
 _CAPABILITY_MAJOR = 75
 _CAPABILITY_MINOR = 76
+_NOT_INITIALIZED = 3  # CUDA_ERROR_NOT_INITIALIZED, which cuInit returns in a forked child
 _DISABLE_TIMING = 2  # CU_EVENT_DISABLE_TIMING
 _OF_AN_EMULATION = "cuda_double_dispatch_to"  # no real driver has it
 
 
 class DriverError(DeviceError):
     """The NVIDIA driver is missing, cannot be used, or reports no GPU."""
+
+
+class NoDriverError(DriverError):
+    """There is no NVIDIA driver on this machine."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +75,10 @@ def ask_driver() -> Driver:
 
     Raises
     ------
+    NoDriverError
+        When there is no driver.
     DriverError
-        When there is no driver, or it does not start.
+        When it does not start.
     """
     library = _Library()
     version, count = ctypes.c_int(), ctypes.c_int()
@@ -141,7 +148,7 @@ class _Library:
         try:
             self._functions = ctypes.CDLL(LIBRARY)
         except OSError:
-            raise DriverError(
+            raise NoDriverError(
                 f"{LIBRARY}: not found, so this machine has no NVIDIA driver. "
                 "Install it, or, in a container, start it with the NVIDIA runtime."
             ) from None
@@ -153,6 +160,11 @@ class _Library:
     def call(self, name: str, *arguments: object) -> None:
         """Call a function that returns a CUresult."""
         status = self._functions[name](*arguments)
+        if status == _NOT_INITIALIZED:
+            raise DriverError(
+                f"{name}: this process was forked after its parent had used the GPU, and cannot "
+                "use it. Start it with multiprocessing's 'spawn'."
+            )
         if status != 0:
             raise DriverError(
                 f"the NVIDIA driver does not work: {name}: {self._describe(status)}. "

@@ -28,7 +28,7 @@ from kernels.launch import DeviceArray
 from runtime.bundle import Bundle
 from runtime.cuda import CudaDevice
 from runtime.device_frames import borrow, is_on_device
-from runtime.errors import DeviceError, InputError, TensorRTError, TinysaverError
+from runtime.errors import DeviceError, GraphError, InputError, TensorRTError, TinysaverError
 from runtime.gpu_interface import check_engines
 from runtime.gpu_slot import Answers, Frames, Request, Slot
 from runtime.gpu_stage import StagePlan, StageWork, plan_stage
@@ -240,7 +240,8 @@ class GpuExecutor:
             for slot in self._slots:
                 stack.callback(slot.close)
             for number in range(SLOTS):
-                stack.callback(self._finish, number)
+                if self.device.is_usable:
+                    stack.callback(self._finish, number)
             self._engines, self._slots = [], []
 
     def _open(self, mode: Mode | None) -> None:
@@ -263,6 +264,9 @@ class GpuExecutor:
             graphs = Graphs(self.device)
             self.device.load("select")
             for slot in self._slots:
+                for stage in slot.works:
+                    if not stage.is_capturable():
+                        raise GraphError(f"plan {stage.plan.engine.name} cannot be captured")
                 for bucket in self.plans[0].buckets:
                     work = partial(self._capture, slot, bucket)
                     slot.graphs[bucket] = graphs.capture(slot.stream, slot.body_stream, work)

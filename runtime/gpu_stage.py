@@ -231,7 +231,13 @@ class StageWork:
 
     def close_contexts(self) -> None:
         """Free the contexts, before the memory that they use; no run may be in flight."""
+        for context in self._contexts.values():
+            context.close()
         self._contexts.clear()
+
+    def is_capturable(self) -> bool:
+        """Return whether its runs may be captured, as far as TensorRT can say."""
+        return all(context.is_capturable(self._stream) for context in self._contexts.values())
 
     def logits(self, rows: int) -> DeviceArray:
         """Return the first rows of its logits."""

@@ -150,10 +150,14 @@ class Engine:
             self.native: Any = runtime.native.deserialize_cuda_engine(content)
         if self.native is None:
             raise runtime.failure(f"plan {plan.name}: deserialising {plan.path}")
-        names = [self.native.get_tensor_name(i) for i in range(self.native.num_io_tensors)]
-        self.tensors = {name: self._describe(name) for name in names}
         self._memory = _Memory(self.native, runtime.module)
-        self.buckets = self._profiles()
+        try:
+            names = [self.native.get_tensor_name(i) for i in range(self.native.num_io_tensors)]
+            self.tensors = {name: self._describe(name) for name in names}
+            self.buckets = self._profiles()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def scratch_bytes(self) -> int:
@@ -178,14 +182,13 @@ class Engine:
             When TensorRT cannot make it.
         """
         with self.device.active():
-            native = self._memory.make_context()
-            if native is None:
-                raise self.runtime.failure(f"plan {self.name}: a context for batch {bucket}")
-            self._memory.attach(native, scratch)
-            profile = self.buckets[bucket]
-            if not native.set_optimization_profile_async(profile, stream.handle):
-                raise self.runtime.failure(f"plan {self.name}: profile {profile}")
-            return Context(self, native, bucket)
+            context = Context(self, self._memory.make_context(), bucket)
+            try:
+                context.prepare(self._memory, scratch, stream)
+            except BaseException:
+                context.close()
+                raise
+            return context
 
     def layers(self) -> str:
         """Return what the engine inspector says of every layer, as JSON: its precision among it.
@@ -221,12 +224,31 @@ class Engine:
 
 
 class Context:
-    """Runs an engine on batches of one size; made by `Engine.context`."""
+    """Runs an engine on batches of one size; made by `Engine.context`, freed by `close`."""
 
     def __init__(self, engine: Engine, native: Any, bucket: int) -> None:
         self._engine = engine
         self._native = native
         self.bucket = bucket
+
+    def prepare(self, memory: _Memory, scratch: DeviceMemory, stream: Stream) -> None:
+        """Give it scratch memory and choose its profile.
+
+        Raises
+        ------
+        TensorRTError
+            When TensorRT could not make it, or refuses.
+        """
+        if self._native is None:
+            raise self._failure("making a context")
+        memory.attach(self._native, scratch)
+        profile = self._engine.buckets[self.bucket]
+        if not self._native.set_optimization_profile_async(profile, stream.handle):
+            raise self._failure(f"choosing profile {profile}")
+
+    def close(self) -> None:
+        """Free it, when no run is in flight; a second call does nothing."""
+        self._native = None
 
     def bind(self, tensors: Mapping[str, DeviceArray]) -> None:
         """Set shapes of inputs and addresses of all tensors; each holds `bucket` rows or more.

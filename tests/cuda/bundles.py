@@ -49,7 +49,7 @@ def write_bundle(
 ) -> Path:
     """Write a bundle and its models, and return the folder."""
     folder.mkdir(parents=True)
-    stages = [_write_stage(folder, number, part) for number, part in enumerate(parts)]
+    stages = [write_stage(folder, number, part) for number, part in enumerate(parts)]
     content = {
         "format": "tinysaver.cascade/1",
         "name": "random",
@@ -104,7 +104,8 @@ def random_frames(count: int, shape: Sequence[int], *, seed: int = 0) -> np.ndar
     return np.clip(level + contrast * noise, 0, 255).astype(np.uint8)
 
 
-def _write_stage(folder: Path, number: int, part: Part) -> dict[str, Any]:
+def write_stage(folder: Path, number: int, part: Part) -> dict[str, Any]:
+    """Write a stage's model; return what cascade.json says of it."""
     channels = 1 if part.colour == "grey" else 3
     inputs: dict[str, Shape] = {"input": (channels, *part.size)} if part.frames else {}
     sources = {"input": "frames"} if part.frames else {}

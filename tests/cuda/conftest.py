@@ -61,7 +61,7 @@ def gpu() -> Iterator[Start]:
     shim().use(None)
     for driver in start.drivers:
         assert driver.errors == []
-        assert driver.live() == {}
+        assert (driver.leaked, driver.live()) == ({}, {})
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ def test_nothing_is_left_after_many_cycles(mode, cycles, folder, gpu):
     objects = len(gc.get_objects())
     for _ in range(cycles):
         answers = cycle(folder, mode, frames)
-        assert driver.live() == {}
+        assert (driver.leaked, driver.live()) == ({}, {})
         driver.reset()
     assert (answers.label == first.label).all()
     gc.collect()

@@ -59,9 +59,8 @@ class Device:
         if not driver.retained:
             return Status.INVALID_CONTEXT
         driver.retained -= 1
-        if not driver.retained and driver.dead:
-            driver.objects.clear()  # all that a context has goes with it
-            driver.memory.clear()
+        if not driver.retained:
+            driver.end_context()
         return Status.SUCCESS
 
     def cuCtxPushCurrent_v2(self, context: int) -> int:

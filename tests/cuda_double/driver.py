@@ -98,6 +98,8 @@ class Driver:
         changed while it was copied. Tests require that there are none.
     history
         ``enqueued NAME`` and ``ran NAME`` of all work, in order, since the last reset.
+    leaked
+        What a context had when it ended, by kind.
     failure
         What is to fail.
     """
@@ -117,6 +119,7 @@ class Driver:
         self.failure: Failure | None = None
         self.problems: list[str] = []
         self.dead = 0
+        self.leaked: dict[str, int] = {}
         self.initialised = False
         self.retained = 0
         self.objects: dict[int, Any] = {}
@@ -143,10 +146,17 @@ class Driver:
         stack: list[int] = self._threads.contexts
         return stack
 
+    def end_context(self) -> None:
+        """Free all that a context still has, as the driver does; but it should have been freed."""
+        if not self.dead:
+            self.leaked = self.live()
+        self.objects.clear()
+        self.memory.clear()
+
     def live(self) -> dict[str, int]:
-        """Return how much of everything has not been freed."""
+        """Return how much of everything there is."""
         items = [*self.objects.values(), *self.memory.blocks()]
-        counts = Counter(type(item).__name__ for item in items)
+        counts: Counter[str] = Counter(type(item).__name__ for item in items)
         counts["context"] = self.retained
         counts["capture"] = len(self.captures)
         counts["current context"] = len(self.contexts)
@@ -177,7 +187,7 @@ class Driver:
     def _refusal(self, name: str) -> int:
         """Return why a call is not carried out, or 0."""
         self.counts.calls.append(name)
-        if os.getpid() != self._process:
+        if os.getpid() != self._process and name not in _IN_A_CHILD:
             return Status.NOT_INITIALIZED
         failure = self.failure
         if failure is not None and failure.name in (None, name):
@@ -230,9 +240,10 @@ class Driver:
         }
 
         def all_learnt() -> None:
-            self._unchanged(operation, mapped)
-            if learnt is not None:
-                learnt()
+            if not self.dead:
+                self._unchanged(operation, mapped)
+                if learnt is not None:
+                    learnt()
 
         operation = self.queues.enqueue(
             stream, name, lambda: self.inside(name, self._run(run)), learnt=all_learnt
@@ -315,6 +326,7 @@ def _functions(driver: Driver) -> dict[str, tuple[Callable[..., int], int]]:
 _ALWAYS = frozenset(
     {"cuInit", "cuDriverGetVersion", "cuGetErrorName", "cuGetErrorString", "cuGetProcAddress_v2"}
 )
+_IN_A_CHILD = _ALWAYS - {"cuInit"}
 _WITHOUT_CONTEXT = frozenset(
     {
         "cuDeviceGet",

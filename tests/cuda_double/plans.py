@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def write_plans(
     bundle_folder: Path,
     buckets: Sequence[int] | Mapping[str, Sequence[int]],
     *,
-    version: str = TENSORRT,
+    tensorrt: str = TENSORRT,
     form: Form = "fp32",
     **content: Any,
 ) -> None:
@@ -37,11 +38,13 @@ def write_plans(
     ----------
     buckets
         Batch sizes, of all stages or by their names.
+    tensorrt
+        The version that has built them.
     content
-        Further fields of `PlanContent`.
+        Fields of `PlanContent` that are to be otherwise.
     """
     bundle = load_bundle(bundle_folder)
-    machine = this_machine("tensorrt", version)
+    machine = this_machine("tensorrt", tensorrt)
     folder = bundle_folder / FOLDER
     folder.mkdir(exist_ok=True)
     for number, stage in enumerate(bundle.spec.stages):
@@ -53,13 +56,13 @@ def write_plans(
             machine=machine,
             profiles=profiles,
         )
-        plan = PlanContent(
+        built = PlanContent(
             name=stage.name,
-            version=version,
+            version=tensorrt,
             profiles=[_range(profile) for profile in profiles],
             onnx=bundle.model(number, form).read_bytes(),
-            **content,
-        ).to_bytes()
+        )
+        plan = replace(built, **content).to_bytes()
         name = plan_file(stage.name, key)
         (folder / name).write_bytes(plan)
         sidecar = _sidecar(stage.name, key, name, plan)

@@ -6,6 +6,7 @@ shim: no toolkit and no driver is needed, and nothing is optimised, since nobody
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -38,14 +39,12 @@ def pycuda_folder() -> Path:
     """Return a folder for ``sys.path`` that holds pycuda; the first call of all takes minutes."""
     tag = f"{sysconfig.get_config_var('SOABI')}-numpy{np.__version__.split('.')[0]}"
     folder = cache_folder() / f"pycuda-{VERSION}-{tag}"
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            made = _build(Path(scratch))
-            try:
-                made.rename(folder)
-            except OSError:
-                assert folder.exists()  # another process was faster
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with Path(f"{folder}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one process builds, the others wait for it
+        if not folder.exists():
+            with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+                _build(Path(scratch)).rename(folder)
     return folder
 
 
