@@ -38,7 +38,7 @@ SIZES: dict[Literal["lite0", "lite2"], int] = {"lite0": 160, "lite2": 260}
 SIDE = 320
 """Of the frames: halved, it is the saver's input, so that bilinear resizing averages 2 x 2."""
 EPSILON, DELTA = 0.10, 0.05
-BATCH, TURNS = 8, 9
+BATCH, TURNS = 8, 15
 
 
 class Source(NamedTuple):
@@ -146,8 +146,7 @@ def download(sources: Sequence[Source], folder: Path) -> None:
 def wheel(source: Source, folder: Path) -> Path | None:
     """Return the wheel of a package, if it was downloaded."""
     name, _, version = source.package.partition("==")
-    found = sorted(folder.glob(f"{name.replace('-', '_')}-{version}-*.whl"))
-    return found[0] if found else None
+    return next(folder.glob(f"{name.replace('-', '_')}-{version}-*.whl"), None)
 
 
 def contents(source: Source, folder: Path) -> Iterator[tuple[str, bytes]]:
