@@ -77,6 +77,8 @@ def configure(
         config.clear_flag(tensorrt.member("BuilderFlag", name))
     for name in tensorrt.preview_features():
         config.set_preview_feature(tensorrt.member("PreviewFeature", name), True)
+    # So that a plan can tell the precision of its layers, see `runtime.verify --layers`.
+    config.profiling_verbosity = tensorrt.member("ProfilingVerbosity", "DETAILED")
     _set_limits(tensorrt, config, request.flags)
     _use_dla(session, config, request.flags.dla_core)
     _set_targets(tensorrt, config, request.targets)

@@ -165,6 +165,12 @@ def test_contexts_may_share_a_profile_which_has_to_be_asked_of_8_6(recordings, v
 
 
 @pytest.mark.parametrize("version", VERSIONS)
+def test_plans_keep_what_the_inspector_tells_of_their_layers(recordings, version):
+    (call,) = recordings(version)["fp16"].of("IBuilderConfig.profiling_verbosity")
+    assert call["value"] == "ProfilingVerbosity.DETAILED"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
 def test_every_option_reaches_the_configuration(recordings, version):
     recording = recordings(version)["limits"]
     assert recording.error is None

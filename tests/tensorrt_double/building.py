@@ -141,6 +141,7 @@ class Config:
         self.profiles: list[Profile] = []
         self.builder_optimization_level = 3
         self.max_aux_streams = 0
+        self.profiling_verbosity: Any = None
         self.hardware_compatibility_level: Any = None
         self.default_device_type: Any = None
         self.DLA_core = -1
