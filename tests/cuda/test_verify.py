@@ -382,6 +382,14 @@ def test_json_of_a_plan_that_gives_nan_is_valid(folder, no_kernels):
     assert (failed["name"], failed["worst"]) == ("large.fp32", None)
 
 
+def test_layers_of_every_plan_are_written(folder, tmp_path, no_kernels):
+    result = invoke(folder, "--layers", tmp_path / "layers.json")
+    assert result.exit_code == 0, result.output
+    layers = json.loads((tmp_path / "layers.json").read_text())
+    assert list(layers) == ["small.fp32", "middle.fp32", "large.fp32"]
+    assert layers["small.fp32"]["Bindings"] == ["input", "logits", "features"]
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

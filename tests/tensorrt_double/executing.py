@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -154,6 +155,10 @@ class Engine:
         dims = self.library.module.real("Dims")
         return [dims((batch, *inner)) for batch in self.plan.profiles[profile_index]]
 
+    def create_engine_inspector(self) -> EngineInspector:
+        """Return what tells of the engine's layers."""
+        return EngineInspector(self)
+
     def create_execution_context(self, strategy: Any) -> ExecutionContext | None:
         """Return a context that has no scratch memory yet."""
         if strategy.name != "USER_MANAGED":
@@ -163,6 +168,20 @@ class Engine:
     def create_execution_context_without_device_memory(self) -> ExecutionContext:
         """Return a context that has no scratch memory yet."""
         return ExecutionContext(self)
+
+
+class EngineInspector:
+    """EngineInspector."""
+
+    native = "EngineInspector"
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def get_engine_information(self, format: Any) -> str:
+        """Return what there is to tell: the plan's tensors."""
+        assert format.name == "JSON", "the double has no other format"
+        return json.dumps({"Layers": [], "Bindings": list(self._engine.tensors)})
 
 
 class ExecutionContext:
@@ -263,6 +282,10 @@ class ExecutionContext:
         if enqueue_engine(driver, stream_handle, name, run, captured_as=kinds):
             return self._fail("enqueueV3: CUDA failure")
         return True
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        """Return whether runs may be captured."""
+        return self._engine.plan.capturable
 
     @property
     def _is_shaped(self) -> bool:
