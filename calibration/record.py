@@ -17,7 +17,7 @@ from calibration.pool import load_pool
 from calibration.recorder import Done, Source, bundle_source, frame_format, pool_source, record_all
 from calibration.records import Data, Record, load_data
 from runtime.bundle import load_bundle
-from runtime.cascade import HOST_FORMS
+from runtime.devices import HOST_FORMS
 from runtime.schema import Form
 from runtime.session import available_threads
 from runtime.terminal import Command, progress_bar
