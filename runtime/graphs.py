@@ -259,12 +259,14 @@ class Capture:
         parameters.conditional.size = size
         parameters.conditional.ctx = graphs.call("cuCtxGetCurrent")
         graph, before = graphs.position(self.stream)
-        node = graphs.call("cuGraphAddNode", graph, before, None, len(before), parameters)
+        # Of cuda-bindings 12 and 13 only the latter takes None for plain edges.
+        edges = [api.CUgraphEdgeData() for _ in before]
+        node = graphs.call("cuGraphAddNode", graph, before, edges, len(before), parameters)
         graphs.call(
             "cuStreamUpdateCaptureDependencies",
             self.stream.handle,
             [node],
-            None,
+            [api.CUgraphEdgeData()],
             1,
             _SET_DEPENDENCIES,
         )

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
 import sys
 import warnings
 from types import ModuleType
 
+from runtime.plans import Library
 from tests.cuda_double.driver import Driver
 from tests.cuda_double.kernels import Kernels
 from tests.cuda_double.pycuda_build import pycuda_folder
@@ -30,13 +32,18 @@ def kernels() -> Kernels:
 
 
 @functools.cache
-def install(tensorrt: str = TENSORRT) -> None:
-    """Make ``import pycuda.driver`` and ``import tensorrt`` find the doubles; once a process."""
+def install(tensorrt: str = TENSORRT, library: Library = "tensorrt") -> None:
+    """Make ``import pycuda.driver`` and ``import tensorrt`` find the doubles; once a process.
+
+    Parameters
+    ----------
+    tensorrt
+        Which version; TensorRT-RTX is the one that is installed.
+    """
     shim()
     sys.path.insert(0, str(pycuda_folder()))
-    sys.modules["tensorrt"] = executing.make_module(
-        _bindings(tensorrt), _driver, record=Record(keep=False)
-    )
+    real = _bindings(tensorrt) if library == "tensorrt" else importlib.import_module(library)
+    sys.modules[library] = executing.make_module(real, _driver, record=Record(keep=False))
 
 
 def _driver() -> Driver:

@@ -11,6 +11,7 @@ from typing import Any
 from runtime.bundle import load_bundle
 from runtime.plans import (
     FOLDER,
+    Library,
     PlanKey,
     Profile,
     Sidecar,
@@ -29,6 +30,7 @@ def write_plans(
     buckets: Sequence[int] | Mapping[str, Sequence[int]],
     *,
     tensorrt: str = TENSORRT,
+    library: Library = "tensorrt",
     form: Form = "fp32",
     **content: Any,
 ) -> None:
@@ -44,7 +46,7 @@ def write_plans(
         Fields of `PlanContent` that are to be otherwise.
     """
     bundle = load_bundle(bundle_folder)
-    machine = this_machine("tensorrt", tensorrt)
+    machine = this_machine(library, tensorrt)
     folder = bundle_folder / FOLDER
     folder.mkdir(exist_ok=True)
     for number, stage in enumerate(bundle.spec.stages):

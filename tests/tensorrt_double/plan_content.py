@@ -29,6 +29,8 @@ class PlanContent:
         Has code for the host, as version-compatible plans do.
     captured_as
         Kinds of the nodes that a run becomes in a graph, the first of which does it.
+    capturable
+        What TensorRT-RTX says when it is asked whether it can be captured.
     """
 
     name: str
@@ -39,6 +41,7 @@ class PlanContent:
     shares_profiles: bool = True
     host_code: bool = False
     captured_as: Sequence[str] = ("KERNEL",)
+    capturable: bool = True
 
     def to_bytes(self) -> bytes:
         """Return the plan file's content."""

@@ -1,0 +1,61 @@
+"""The same cascade on every supported TensorRT, on TensorRT-RTX, and on both cuda-bindings."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+import pytest
+
+from tests.cuda.other_versions import run_with
+from tests.cuda_double.bindings import older_bindings
+from tests.tensorrt_double.wheels import VERSIONS
+
+pytestmark = pytest.mark.slow  # processes of their own, and downloads on first use
+
+SWITCH, IF = "SWITCH nodes, no wait for a count", "IF nodes, no wait for a count"
+
+
+def check(outcomes, reason=SWITCH):
+    """See that all modes ran and answered right, and that ``graph`` was chosen."""
+    wanted = [("host", "asked for"), ("padded", "asked for"), ("graph", reason), ("graph", reason)]
+    assert [(item.get("mode"), item.get("reason")) for item in outcomes] == wanted, outcomes
+    for item in outcomes:
+        assert (item["equal"], item["errors"], item["left"]) == (True, [], {})
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_tensorrt(version):
+    check(run_with(tensorrt=version))
+
+
+def test_tensorrt_rtx():
+    version = importlib.metadata.version("tensorrt_rtx")
+    check(run_with(library="tensorrt_rtx", tensorrt=version))
+
+
+def test_tensorrt_rtx_is_asked_whether_an_engine_can_be_captured():
+    version = importlib.metadata.version("tensorrt_rtx")
+    content = {"capturable": False}
+    outcomes = run_with(library="tensorrt_rtx", tensorrt=version, content=content)
+    assert outcomes[2] == {"error": "plan small.fp32 cannot be captured"}
+    assert outcomes[3]["reason"] == "no graph: plan small.fp32 cannot be captured"
+
+
+def test_tensorrt_8_needs_plans_whose_profiles_are_shared():
+    (outcome, *_) = run_with(tensorrt="8.6.1", content={"shares_profiles": False})
+    assert "Profile 0 has been chosen for another IExecutionContext" in outcome["error"]
+
+
+@pytest.mark.parametrize(
+    ("driver", "reason"), [((12, 6), IF), ((12, 8), SWITCH), ((13, 0), SWITCH)]
+)
+def test_cuda_bindings_12(driver, reason):
+    check(run_with(bindings=str(older_bindings()), driver=driver), reason)
+
+
+def test_a_driver_before_conditional_nodes():
+    outcomes = run_with(bindings=str(older_bindings()), driver=(12, 2))
+    reason = "conditional nodes need a driver of CUDA 12.4, it has 12.2"
+    assert outcomes[2] == {"error": reason}
+    assert (outcomes[3]["mode"], outcomes[3]["reason"]) == ("host", f"no graph: {reason}")
+    assert all(item["equal"] for item in (outcomes[0], outcomes[1], outcomes[3]))
