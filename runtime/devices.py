@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, get_args
 
 from runtime.bundle import Bundle
 from runtime.driver import DriverError, NoDriverError, ask_driver
-from runtime.errors import BundleError, DeviceError, InputError, PlanError, TensorRTError
+from runtime.errors import (
+    BundleError,
+    DeviceError,
+    GraphError,
+    InputError,
+    PlanError,
+    TensorRTError,
+)
 from runtime.plan_fit import find_plans
 from runtime.plans import Plan, this_machine
 from runtime.schema import Form
@@ -174,6 +181,12 @@ def _open_gpu(
             executor = opened.executor(gpu.mode)
         executor.closes_device = True
         return executor, opened.forms
+    except GraphError as error:
+        opened.device.close()
+        raise GraphError(
+            f"{opened.device.gpu.name}: launch mode graph is not possible: {error}. "
+            "Use mode host, or leave the choice to the program."
+        ) from None
     except BaseException:
         opened.device.close()
         raise

@@ -203,6 +203,27 @@ def test_memory_of_processes_is_only_for_the_cpu(folder):
     assert "--memory: only for the CPU" in result.output
 
 
+def test_a_mode_that_the_driver_cannot_do_is_refused_with_the_way_out(gpu, folder):
+    gpu(driver=(12, 2))
+    write_plans(folder, BUCKETS)
+    arguments = ["--bundle", folder, "--device", "cuda", "--mode", "graph", "--batch", BATCH]
+    result = CliRunner().invoke(bench.main, [*map(str, arguments), "--no-verify"])
+    assert result.exit_code == 1
+    assert "launch mode graph is not possible: conditional nodes need" in result.output
+    assert "Use mode host" in result.output
+
+
+def test_a_jetson_tells_board_power_mode_and_clocks(folder, monkeypatch):
+    monkeypatch.setattr(bench_gpu, "board", lambda: "NVIDIA Jetson Orin Nano Developer Kit")
+    monkeypatch.setattr(bench_gpu, "power_mode", lambda examination: "25W")
+    monkeypatch.setattr(bench_gpu, "clocks_held", lambda examination: False)
+    report, shown = report_of(folder, "--device", "cuda", "--no-verify")
+    device = report["device"]
+    assert (device["power_mode"], device["clocks_held"]) == ("25W", False)
+    assert "Orin (double) on NVIDIA Jetson Orin Nano" in shown
+    assert "mode 25W, clocks not held" in shown
+
+
 def test_the_heading_names_gpu_driver_library_mode_and_memory(folder):
     _, shown = report_of(folder, "--device", "cuda", "--mode", "padded", "--no-verify")
     for text in ("Orin (double), sm_87", "driver of CUDA 13.0", "TensorRT 10.13", "padded: asked"):
