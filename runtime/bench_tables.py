@@ -19,11 +19,6 @@ from runtime.measurement import P99_NEEDS
 
 EMULATED = "EMULATION: no GPU has run. Times would mean nothing, so there are none."
 
-_TITLES = {
-    "wall": "where the cascade's time goes",
-    "cuda_events": "where the GPU's time goes, by events",
-}
-
 
 def heading(
     cascade: Cascade, device: DeviceFacts, images: Images, machine: MachineFacts, *, batch: int
@@ -123,6 +118,10 @@ def _device_rows(report: Report) -> list[tuple[str, str, str]]:
     if asked is not None:
         rest = f"{asked['copies']:.1f} copies, {asked['waits']:.2f} waits before the answers'"
         rows.append(("per batch", f"{asked['launches']:.1f} launches", rest))
+    if asked is not None and asked["upload_seconds"] is not None:
+        both = (1e3 * asked[f"{way}_seconds"] for way in ("upload", "download"))
+        copies = "up and down, GPU time per batch by events"
+        rows.append(("transfers", " + ".join(f"{ms:.3g}" for ms in both) + " ms", copies))
     if "slot_bytes" in device:
         size = f"{device['slot_bytes'] / 2**20:.1f} MiB"
         rows.append(("memory", size, f"per batch under way; {device['slots']} of them"))
@@ -146,14 +145,19 @@ def _drop_row(drop: Report | None) -> tuple[str, str, str]:
 
 
 def _split_table(report: Report) -> Table:
-    table = _table(_TITLES[report["split_clock"]])
+    """Show shares of the wall time, or what events tell of a GPU: milliseconds per batch."""
+    stages, parts = report["stage_split"], ("feed_seconds", "engine_seconds", "gate_seconds")
+    if report["split_clock"] == "wall":
+        table, form = _table("where the cascade's time goes"), "{:.1f} %"
+        whole = sum(stage[part] for stage in stages for part in parts) / 100
+    else:
+        table, unit = _table("GPU time by events, ms per batch"), "{:.3g}"
+        whole = stages[0]["rows"] / report["cascade"]["batch"] / 1e3
     for column in ("stage", "images", "feed", "engine", "gate"):
         table.add_column(column, justify="left" if column == "stage" else "right")
-    parts = ("feed_seconds", "engine_seconds", "gate_seconds")
-    total = sum(stage[part] for stage in report["stage_split"] for part in parts) or 1.0
-    for stage in report["stage_split"]:
-        shares = (f"{100 * stage[part] / total:.1f} %" for part in parts)
-        table.add_row(stage["stage"], f"{stage['rows']:,}", *shares)
+    for stage in stages:
+        cells = (form.format(stage[part] / (whole or 1)) for part in parts)
+        table.add_row(stage["stage"], f"{stage['rows']:,}", *cells)
     return table
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import sys
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,7 +44,7 @@ FORMAT: Final = "tinysaver.verify/1"
     help="Write what TensorRT's inspector says of each plan's layers, their precision, to a file.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the checks as JSON.")
-def main(bundle: Path | None, as_json: bool, layers: Path | None, **options: Any) -> None:
+def main(bundle: Path | None, **options: Any) -> None:
     """Check kernels, plans and launch modes of BUNDLE on a GPU.
 
     Every kernel runs against its float64 reference, every plan on the bundle's golden samples, and
@@ -55,38 +57,48 @@ def main(bundle: Path | None, as_json: bool, layers: Path | None, **options: Any
       python -m runtime.verify zoo/fashion --device cuda
     """
     refuse_foreign_packages()
-    if not options["device"].startswith("cuda"):
-        raise InputError(f"--device: expected cuda or cuda:1, got {options['device']!r}.")
-    sys.exit(verify(bundle or demo_folder(), as_json=as_json, layers=layers, **options))
+    gpu = GpuOptions(
+        library=options.pop("library"), host_code=options.pop("host_code"), verify=False
+    )
+    sys.exit(verify(Request(bundle=bundle or demo_folder(), gpu=gpu, **options)))
 
 
-def verify(
-    folder: Path,
-    *,
-    device: str,
-    batch: int,
-    forms: str | None,
-    library: Any,
-    host_code: bool,
-    layers: Path | None,
-    as_json: bool,
-) -> int:
+@dataclass(frozen=True)
+class Request:
+    """The command line."""
+
+    bundle: Path
+    device: str
+    batch: int
+    forms: str | None
+    gpu: GpuOptions
+    layers: Path | None
+    as_json: bool
+
+    def open(self) -> AbstractContextManager[Opened]:
+        """Open the GPU for the bundle."""
+        if not self.device.startswith("cuda"):
+            raise InputError(f"--device: expected cuda or cuda:1, got {self.device!r}.")
+        forms = parse_forms(self.forms) if self.forms else None
+        bundle = load_bundle(self.bundle)
+        return open_gpu(bundle, self.device, forms, batch=self.batch, gpu=self.gpu)
+
+
+def verify(request: Request) -> int:
     """Run all checks and show them; return the exit status."""
-    options = GpuOptions(library=library, host_code=host_code, verify=False)
-    chosen = parse_forms(forms) if forms else None
-    console = Console(stderr=as_json)
+    console = Console(stderr=request.as_json)
     checks: list[Check | Absent] = []
-    with open_gpu(load_bundle(folder), device, chosen, batch=batch, gpu=options) as opened:
+    with request.open() as opened:
         report = _heading(opened)
         _show_heading(console, report)
         for check in run_checks(opened):
             checks.append(check)
             _show(console, check)
-        if layers is not None:
-            _write_layers(opened, layers, host_code=host_code)
+        if request.layers is not None:
+            _write_layers(opened, request.layers, host_code=request.gpu.host_code)
     report |= _outcome(checks)
     console.print(f"{report['passed']} passed, {report['failed']} failed")
-    if as_json:
+    if request.as_json:
         print(json.dumps(report, indent=2, allow_nan=False))
     return 1 if report["failed"] else 0
 

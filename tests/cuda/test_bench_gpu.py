@@ -105,7 +105,8 @@ def test_a_real_gpu_would_have_times_by_events(mode, folder, monkeypatch):
     monkeypatch.setattr(bench_gpu, "is_emulated", lambda: False)
     report, shown = report_of(folder, "--device", "cuda", "--mode", mode, "--no-verify")
     assert "EMULATION" not in shown
-    assert "where the GPU's time goes, by events" in shown
+    assert "GPU time by events, ms per batch" in shown
+    assert "up and down, GPU time per batch by events" in shown
     assert report["split_clock"] == "cuda_events"
     assert report["cascade"]["streamed_throughput"] > 0
     assert report["large_only"]["batch"] in BUCKETS["large"]
