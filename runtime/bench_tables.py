@@ -151,7 +151,7 @@ def _split_table(report: Report) -> Table:
         table, form = _table("where the cascade's time goes"), "{:.1f} %"
         whole = sum(stage[part] for stage in stages for part in parts) / 100
     else:
-        table, unit = _table("GPU time by events, ms per batch"), "{:.3g}"
+        table, form = _table("GPU time by events, ms per batch"), "{:.3g}"
         whole = stages[0]["rows"] / report["cascade"]["batch"] / 1e3
     for column in ("stage", "images", "feed", "engine", "gate"):
         table.add_column(column, justify="left" if column == "stage" else "right")
