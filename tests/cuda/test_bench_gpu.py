@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from tests.cuda import bundles
 from tests.cuda_double.plans import write_plans
 from tests.cuda_double.shim import shim
 
+DESIGN = Path(__file__).parents[2] / "docs" / "design.md"
 BATCH = 8
 BUCKETS = {"saver": (1, 8, 16), "large": (1, 4)}  # the large stage runs a batch in two rounds
 MODES = ("host", "padded", "graph")
@@ -129,6 +131,23 @@ def test_what_is_counted_per_batch_is_what_the_double_counts(mode, transfers, op
     assert found["waits"] == (1 if mode == "host" else 0)
     assert found["copies"] == sum("Memcpy" in name for name in counts.calls)
     assert found["launches"] == counts.launches + counts.graph_launches
+
+
+@pytest.mark.parametrize(
+    ("mode", "launches", "waits"), [("host", 9, 2), ("padded", 9, 0), ("graph", 1, 0)]
+)
+def test_launches_and_waits_of_the_demo_are_those_of_the_documents(mode, launches, waits, gpu, zoo):
+    gpu()
+    frames = np.load(zoo / "data" / "test.npz")["images"][:BATCH]
+    forms = ("fp32",) * 3
+    options = GpuOptions(mode=mode, verify=False)
+    with Cascade.load(zoo, "cuda", batch=BATCH, forms=forms, gpu=options) as cascade:
+        stages = stages_of(cascade, transfers=True)
+        stages.run(frames, np.ones((2, BATCH), np.uint8))
+        found = stages.per_batch()
+    assert (found["launches"], found["waits"]) == (launches, waits)
+    row = next(line for line in DESIGN.read_text().splitlines() if line.startswith(f"| `{mode}` |"))
+    assert f"| {launches} / {waits}" in row
 
 
 @pytest.mark.parametrize("mode", MODES)
