@@ -208,10 +208,12 @@ class CudaDevice:
         target = Target(self.gpu.architecture, self.driver_version)
         try:
             cubin = load_cubin(module, target)
+            with self.active():
+                self._modules[module] = self.call(self.driver.module_from_buffer, cubin)
         except KernelError as error:
             raise DeviceError(str(error)) from None
-        with self.active():
-            self._modules[module] = self.call(self.driver.module_from_buffer, cubin)
+        except UnicodeDecodeError:  # pycuda reports the driver's log, which may be no text
+            raise DeviceError(f"{self.gpu.name}: the driver refuses {module}.cu.") from None
 
     def launch(
         self, kernel: Kernel, grid: Grid, arguments: ctypes.Structure, *, stream: int

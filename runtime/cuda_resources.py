@@ -167,10 +167,6 @@ class Stream(Resource):
             self.device.driver.memset_d8_async, target.address, value, target.nbytes, self.native
         )
 
-    def wait(self, event: Event) -> None:
-        """Let what is enqueued from now on start after an event of another stream."""
-        self.device.call(self.native.wait_for_event, event.native)
-
     def sync(self) -> None:
         """Wait until everything enqueued has ended."""
         self.device.activity.waits += 1
@@ -179,10 +175,8 @@ class Stream(Resource):
     @contextmanager
     def _pinned(self, nbytes: int) -> Iterator[PinnedMemory]:
         memory = self.device.pin(nbytes)
-        try:
-            yield memory
-        finally:
-            memory.free()
+        yield memory
+        memory.free()  # after an error a copy may be under way: then its device frees it
 
 
 class Resources:

@@ -216,8 +216,8 @@ class GpuExecutor:
             slot = self.idle_slot()
             slot.upload(self._escalate_all(frames))
             self.enqueue(slot)
-            slot.settle()
             logits = [slot.stream.download(work.logits(len(frames))) for work in slot.works]
+            slot.rest()
             return [values.astype(np.float32) for values in logits]
 
     def close(self) -> None:
@@ -326,7 +326,10 @@ class GpuExecutor:
         capture.branch(bodies, select)
 
     def _warm_up(self, slot: Slot) -> None:
-        """Run everything once: a first launch may load a kernel, a first batch allocates memory."""
+        """Run everything once: a first launch may load a kernel, a first batch allocates memory.
+
+        What cannot run shows here, and not in the first batch.
+        """
         height, width, channels = self._bundle.spec.input.shape
         frame = (height or 6, width or 6, channels)  # fits all colours
         slot.upload(self._escalate_all(np.zeros((self.batch, *frame), np.uint8)))

@@ -127,7 +127,6 @@ class Slot:
             self._done, self._counted = self._resources.event(), self._resources.event()
             self._make_mirrors(plans, size)
             self._make_works(plans, padded=padded)
-            self.settle()
         except BaseException:
             self.close()
             raise
@@ -142,7 +141,7 @@ class Slot:
 
         Those on the device must stay as they are until the answers are there.
         """
-        if self._busy:  # with a batch that failed, whose work may still use this memory
+        if self._busy:  # with work that nobody waited for, as that of a batch that failed
             self.settle()
         self._busy = True
         frames = request.frames
@@ -196,6 +195,10 @@ class Slot:
     def settle(self) -> None:
         """Wait for all that is enqueued, so that its memory can be used again."""
         self.stream.sync()
+        self.rest()
+
+    def rest(self) -> None:
+        """Take its work for ended: the host has waited for it."""
         self._busy = False
 
     def close(self) -> None:

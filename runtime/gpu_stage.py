@@ -193,7 +193,6 @@ class StageWork:
         for bucket in self.plan.buckets:
             self._contexts[bucket] = engine.context(bucket, scratch, self._stream)
             self.run(bucket, self._stream)
-        self._stream.sync()
 
     def run(self, bucket: int, stream: Stream, *, first: int = 0) -> None:
         """Enqueue the engine on ``bucket`` rows from dense row ``first`` on, a round's first.

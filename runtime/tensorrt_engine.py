@@ -174,7 +174,7 @@ class Engine:
         scratch
             At least `scratch_bytes`; contexts that share it must not run at the same time.
         stream
-            On which its profile is chosen; the caller waits for it.
+            On which its profile is chosen: what runs first comes after that.
 
         Raises
         ------

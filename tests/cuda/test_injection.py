@@ -27,6 +27,7 @@ RELEASES = frozenset(
         "cuCtxPushCurrent_v2",  # in front of a release
         "cuCtxPopCurrent_v2",
         "cuDevicePrimaryCtxRelease_v2",
+        "cuGetProcAddress_v2",  # of a release: cuda-bindings then lacks it
     }
 )
 """What leaks a thing when it fails, whatever the caller does; everything else must not."""
@@ -68,6 +69,9 @@ def same(found, expected):
     )
 
 
+# A wait may be what fails: then memory is freed that may be in use, and the driver has to wait.
+
+
 def check(number, name, folder, mode, frames, expected, driver):
     """Run with one call failing, and look at what came of it."""
     status = Status.OUT_OF_MEMORY if "Alloc" in name else Status.INVALID_VALUE
@@ -90,7 +94,7 @@ def test_some_calls_fail_once(mode, folder, frames, gpu):
     calls, expected = calls_of(folder, mode, frames, gpu)
     first = {name: number for number, name in reversed(list(enumerate(calls)))}
     for name, number in first.items():
-        check(number, name, folder, mode, frames, expected, gpu.ignoring())
+        check(number, name, folder, mode, frames, expected, gpu.ignoring(frees_wait=True))
 
 
 @pytest.mark.slow
@@ -99,7 +103,7 @@ def test_every_call_fails_once(mode, folder, frames, gpu):
     calls, expected = calls_of(folder, mode, frames, gpu)
     assert len(calls) > 200
     for number, name in enumerate(calls):
-        check(number, name, folder, mode, frames, expected, gpu.ignoring())
+        check(number, name, folder, mode, frames, expected, gpu.ignoring(frees_wait=True))
 
 
 @pytest.mark.slow
@@ -107,7 +111,7 @@ def test_every_call_fails_once(mode, folder, frames, gpu):
 def test_the_context_ends_at_every_call(mode, folder, frames, gpu):
     calls, expected = calls_of(folder, mode, frames, gpu)
     for number, name in enumerate(calls):
-        driver = gpu.ignoring()
+        driver = gpu.ignoring(frees_wait=True)
         driver.failure = Failure(Status.LAUNCH_FAILED, number, sticky=True)
         what = f"call {number}, {name}, in mode {mode}"
         try:

@@ -37,7 +37,7 @@ def test_tensorrt_rtx_is_asked_whether_an_engine_can_be_captured():
     version = importlib.metadata.version("tensorrt_rtx")
     content = {"capturable": False}
     outcomes = run_with(library="tensorrt_rtx", tensorrt=version, content=content)
-    assert outcomes[2] == {"error": "plan small.fp32 cannot be captured"}
+    assert "graph is not possible: plan small.fp32 cannot be captured" in outcomes[2]["error"]
     assert outcomes[3]["reason"] == "no graph: plan small.fp32 cannot be captured"
 
 
@@ -56,6 +56,6 @@ def test_cuda_bindings_12(driver, reason):
 def test_a_driver_before_conditional_nodes():
     outcomes = run_with(bindings=str(older_bindings()), driver=(12, 2))
     reason = "conditional nodes need a driver of CUDA 12.4, it has 12.2"
-    assert outcomes[2] == {"error": reason}
+    assert f"graph is not possible: {reason}" in outcomes[2]["error"]
     assert (outcomes[3]["mode"], outcomes[3]["reason"]) == ("host", f"no graph: {reason}")
     assert all(item["equal"] for item in (outcomes[0], outcomes[1], outcomes[3]))

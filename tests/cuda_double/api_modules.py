@@ -33,6 +33,7 @@ class Modules:
     def cuModuleLoadDataEx(
         self, module: int, image: int, count: int, options: int, values: int
     ) -> int:
+        structures.end_logs(count, options, values)
         kernels = self._driver.kernels.of(structures.elf_image(image))
         if not kernels:
             return Status.INVALID_IMAGE

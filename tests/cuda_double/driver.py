@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.cuda_double import structures
 from tests.cuda_double.graphs import Capture, Node, Replay
 from tests.cuda_double.kernels import Kernels
 from tests.cuda_double.memory import Memory, checksum
@@ -41,6 +42,8 @@ class Machine:
         CUDA version of the driver: ``(12, 6)``.
     shares_memory
         Whether the device has the host's memory, as on Jetson.
+    frees_wait
+        Whether freeing memory waits for all work, as real drivers do but do not promise.
     """
 
     driver: tuple[int, int] = (13, 0)
@@ -49,6 +52,7 @@ class Machine:
     memory: int = 2**30
     devices: int = 1
     shares_memory: bool = False
+    frees_wait: bool = False
 
 
 @dataclass
@@ -111,7 +115,7 @@ class Driver:
         self.kernels = kernels
         self.memory = Memory()
         self.races = Races(self.memory.allocation)
-        self.queues = Queues(seed, self.races, self._happened)
+        self.queues = Queues(seed, self.races, self._happened, self.memory.reuse)
         for default in DEFAULT_STREAMS:
             self.queues.open(default)
         self.counts = Counts()
@@ -148,6 +152,7 @@ class Driver:
 
     def end_context(self) -> None:
         """Free all that a context still has, as the driver does; but it should have been freed."""
+        self.queues.wait_for_all()
         if not self.dead:
             self.leaked = self.live()
         self.objects.clear()
@@ -180,6 +185,8 @@ class Driver:
     def _call(self, name: str, arguments: Arguments) -> int:
         refusal = self._refusal(name)
         if refusal:
+            if name == "cuModuleLoadDataEx":
+                structures.end_logs(*arguments(5)[2:])
             return refusal
         function, parameters = self._functions[name]
         return int(function(*arguments(parameters)))

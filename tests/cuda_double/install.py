@@ -11,8 +11,8 @@ import importlib
 import sys
 import warnings
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-from runtime.plans import Library
 from tests.cuda_double.driver import Driver
 from tests.cuda_double.kernels import Kernels
 from tests.cuda_double.pycuda_build import pycuda_folder
@@ -20,6 +20,9 @@ from tests.cuda_double.shim import shim
 from tests.tensorrt_double import executing
 from tests.tensorrt_double.double import Record
 from tests.tensorrt_double.wheels import bindings
+
+if TYPE_CHECKING:
+    from runtime.plans import Library
 
 TENSORRT = "10.13.3.9"
 """The version that most tests run on."""

@@ -35,6 +35,7 @@ class Memory:
     def __init__(self) -> None:
         self._starts: list[int] = []
         self._blocks: dict[int, Block] = {}
+        self._freed: list[Block] = []
 
     @property
     def used(self) -> int:
@@ -63,7 +64,12 @@ class Memory:
         del self._blocks[start]
         self._starts.remove(start)
         ctypes.memset(start, POISON, block.nbytes)
+        self._freed.append(block)
         return True
+
+    def reuse(self) -> None:
+        """Let memory that was freed be used again: no work is in flight that may touch it."""
+        self._freed.clear()
 
     def clear(self) -> None:
         """Forget all blocks."""

@@ -52,6 +52,7 @@ NODE_TYPES = {
 _CONDITIONAL_KINDS = {0: IF, 2: SWITCH}
 _HOST, _DEVICE = 1, 2  # CUmemorytype
 _PARAMETER_BUFFER, _PARAMETER_SIZE = 1, 2  # CU_LAUNCH_PARAM_...
+_LOG_BUFFERS = (3, 5)  # CU_JIT_INFO_LOG_BUFFER, CU_JIT_ERROR_LOG_BUFFER
 _SECTION_HEADERS = 0x28  # e_shoff of a 64-bit ELF header
 _SECTION_COUNT = 0x3C  # e_shnum
 
@@ -159,3 +160,10 @@ def elf_image(address: int) -> bytes:
     headers = load(address + _SECTION_HEADERS, ctypes.c_uint64)
     count = load(address + _SECTION_COUNT, ctypes.c_uint16)
     return ctypes.string_at(address, headers + 64 * count)
+
+
+def end_logs(count: int, options: int, values: int) -> None:
+    """Write nothing to the logs of cuModuleLoadDataEx, which pycuda reads when it fails."""
+    for place in range(count & 0xFFFFFFFF):
+        if load(options + 4 * place, ctypes.c_int) in _LOG_BUFFERS:
+            store(load(values + 8 * place, ctypes.c_uint64), ctypes.c_char, b"\0")

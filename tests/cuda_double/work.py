@@ -156,34 +156,34 @@ class Queues:
     seed
         Of the order in which heads of streams run, and of how much runs before anyone waits; None
         runs nothing before, and then only what is waited for.
+    idle
+        Is called when nothing is in flight.
     """
 
-    def __init__(self, seed: int | None, races: Races, log: Log) -> None:
+    def __init__(self, seed: int | None, races: Races, log: Log, idle: Callable[[], None]) -> None:
         self.chooser = random.Random(seed or 0)
         self._lazy = seed is None
         self._streams: dict[int, deque[Operation]] = {}
+        self._open: set[int] = set()
         self._last: dict[int, Operation] = {}
         self._ended: list[Operation] = []
-        self._closed: Clock = {}
         self._log = log
+        self._idle = idle
         self.host: Clock = {}
         self.races = races
 
     def __contains__(self, stream: int) -> bool:
         """Return whether a stream is open."""
-        return stream in self._streams
+        return stream in self._open
 
     def open(self, stream: int) -> None:
         """Add a stream."""
         self._streams[stream] = deque()
+        self._open.add(stream)
 
     def close(self, stream: int) -> None:
-        """Remove a stream; what it holds still runs, as on a GPU, but nobody waits for it."""
-        last = self._last.pop(stream, None)
-        if last is not None:
-            self._finish(last)
-            merge(self._closed, last.clock)
-        del self._streams[stream]
+        """Remove a stream; what it holds still runs, some time."""
+        self._open.discard(stream)
 
     def enqueue(
         self,
@@ -226,7 +226,6 @@ class Queues:
         """Let the host wait for everything."""
         for stream in list(self._streams):
             self.wait_for_stream(stream)
-        self.learn(self._closed)
 
     def progress(self, choices: Sequence[int] = (0, 1, 2, 3)) -> None:
         """Let some time pass, in which so many operations may run."""
@@ -246,10 +245,13 @@ class Queues:
         self.races.forget(self.host, pending)
         if not pending and not self._ended:
             self._shorten()
+            self._idle()
 
     def _shorten(self) -> None:
         """Forget streams that are closed, when the host knows of all there is."""
-        self._closed.clear()
+        for stream in self._streams.keys() - self._open:
+            del self._streams[stream]
+            self._last.pop(stream, None)
         self.host = {stream: last.place for stream, last in self._last.items()}
         for last in self._last.values():
             last.clock = {}
@@ -275,6 +277,8 @@ class Queues:
         ]
         if ready:
             self._run(self.chooser.choice(ready))
+        elif any(self._streams.values()):
+            raise AssertionError("what is enqueued waits for something that never runs")
 
     def _run(self, operation: Operation) -> None:
         self._streams[operation.stream].popleft()

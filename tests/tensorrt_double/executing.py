@@ -72,22 +72,21 @@ class Runtime:
         try:
             plan = PlanContent.from_bytes(bytes(serialized_engine))
         except ValueError as error:
-            return self.fail(f"Serialization assertion failed: {error}")
+            return self._fail(f"Serialization assertion failed: {error}")
         if plan.version != self._library.version and not plan.host_code:
-            return self.fail(
+            return self._fail(
                 "The engine plan file is not compatible with this version of TensorRT, expecting "
                 f"library version {self._library.version} got {plan.version}, please rebuild."
             )
         if plan.host_code and not self.engine_host_code_allowed:
-            return self.fail("Host code is not allowed in engines")
+            return self._fail("Host code is not allowed in engines")
         driver = self._library.driver()
         if driver.memory.used + len(plan.onnx) > driver.machine.memory:
-            return self.fail("Requested amount of GPU memory could not be allocated: out of memory")
+            return self._fail("Requested amount of GPU memory could not be allocated: out of memory")
         return Engine(self._library, self, plan, driver)
 
-    def fail(self, message: str, severity: str = "ERROR") -> None:
-        """Write to the log."""
-        log(self._library.module, self._logger, severity, message)
+    def _fail(self, message: str) -> None:
+        log(self._library.module, self._logger, "ERROR", message)
 
 
 class Engine:
@@ -309,7 +308,7 @@ class ExecutionContext:
         return Touched(reads, writes)
 
     def _fail(self, message: str) -> bool:
-        self._engine.runtime.fail(message)
+        self._engine.runtime._fail(message)
         return False
 
 
