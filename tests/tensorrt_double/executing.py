@@ -82,7 +82,7 @@ class Runtime:
             return self._fail("Host code is not allowed in engines")
         driver = self._library.driver()
         if driver.memory.used + len(plan.onnx) > driver.machine.memory:
-            return self._fail("Requested amount of GPU memory could not be allocated: out of memory")
+            return self._fail("Requested amount of GPU memory could not be allocated")
         return Engine(self._library, self, plan, driver)
 
     def _fail(self, message: str) -> None:
