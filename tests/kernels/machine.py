@@ -6,9 +6,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from tests.cuda_cpu.emulation import EmulatedLauncher
 
 from kernels.launch import DeviceArray, Launch, Launcher
+from tests.cuda_cpu.emulation import EmulatedLauncher
 
 Array = npt.NDArray[Any]
 
