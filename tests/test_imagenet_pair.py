@@ -11,11 +11,15 @@ from types import ModuleType
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
 
 from calibration.certificates import certify
 from calibration.errors import CertificationRefused
+from engines.half import to_half
+from engines.preparation import prepare
+from tests.tensorrt_double.libraries import run_python
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -224,3 +228,26 @@ def test_the_exported_network_is_the_packaged_one(tmp_path: Path) -> None:
     model = load_model(path)
     assert "Pad" not in model.operators
     assert model.is_dynamic
+
+
+@pytest.mark.slow
+def test_both_networks_build_for_an_rtx_card(pair: ModuleType, tmp_path: Path) -> None:
+    """As they are exported, cast to FP16, with a profile for each batch size; none is run."""
+    (tmp_path / "models").mkdir()
+    for variant, size in (("lite0", 160), ("lite2", 260)):
+        model = tmp_path / "models" / f"{variant}.onnx"
+        pair.export(variant, model, size)
+        onnx.save(to_half(prepare(model)), model)
+    (tmp_path / "labels.txt").write_text("\n".join(f"class {k}" for k in range(1000)))
+    noise = np.random.default_rng(0).integers(0, 256, (2, pair.SIDE, pair.SIDE, 3), np.uint8)
+    np.savez(tmp_path / "ranges.npz", images=noise)
+    bundle = tmp_path / "bundle"
+    pair.make_bundle(tmp_path, bundle)
+    result = run_python(
+        *("-m", "engines.build", str(bundle), "--json", "--form", "fp32"),
+        *("--target", "sm_89", "--buckets", "1,8"),
+        environment={},
+        cwd=ROOT,
+    )
+    assert result.returncode == 0, result.stderr
+    assert len(json.loads(result.stdout)) == 2

@@ -18,7 +18,13 @@ from runtime.cuda import CudaDevice
 from tests.kernels.cuda_machine import CudaMachine, Speed
 from tests.kernels.dense_cases import Plan, run_gather, run_scatter
 from tests.kernels.gate_cases import Case, launch, make_logits, run, upload
-from tests.kernels.preprocess_cases import FORMATS, Source, network, run_preprocess
+from tests.kernels.preprocess_cases import (
+    FORMATS,
+    Source,
+    network,
+    run_preprocess,
+    upload_table,
+)
 from tests.kernels.test_dense_emulated import PLANS
 from tests.kernels.test_gate_emulated import matrix
 
@@ -93,6 +99,31 @@ def test_speed_of_gather(count: int, machine: CudaMachine) -> None:
         f"gather fp16 {count} of 256x3x224x224",
         machine.speed(ops.gather([pair], plan.upload(machine)), nbytes),
     )
+
+
+@pytest.mark.parametrize("classes", [1000, 21843])
+def test_speed_of_scatter(classes: int, machine: CudaMachine) -> None:
+    plan = Plan(256, 256, (256,))
+    logits = machine.upload(np.zeros((256, classes), np.float16))
+    answers = [machine.upload(np.zeros(256, kind)) for kind in (np.int32, np.float32, np.int8)]
+    temperature = machine.upload(ops.temperature_value(1.0))
+    launch = ops.scatter(
+        logits, plan.upload(machine), tuple(answers), temperature=temperature, stage=1
+    )
+    keep(f"scatter fp16 256x{classes}", machine.speed(launch, logits.nbytes))
+
+
+@pytest.mark.parametrize("name", ["rgb", "nv12"])
+def test_speed_of_preprocess(name: str, machine: CudaMachine) -> None:
+    """Frames as large as the input: every byte is read once, or nearly."""
+    source, net = Source(224, 224, format=name), network(224, 224)
+    frame = source.upload(source.frame(), machine)
+    table = upload_table([frame] * 32, net, machine)
+    out = machine.upload(np.zeros((32, *net.shape), np.float16))
+    valid = machine.upload(np.array([32], np.int32))
+    nbytes = out.nbytes + 32 * source.frame().nbytes
+    launch = ops.preprocess(table, valid, out, net)
+    keep(f"preprocess fp16 {name} 32x224x224", machine.speed(launch, nbytes))
 
 
 def keep(name: str, speed: Speed) -> None:
