@@ -12,16 +12,6 @@ SAMPLES_EITHER_WAY = 0.001
 """Largest share of samples that may be decided otherwise, as docs/design.md says."""
 
 
-def first(results: Results, count: int) -> Results:
-    """Return the answers of the first samples."""
-    return Results(
-        results.label[:count],
-        results.confidence[:count],
-        results.stage[:count],
-        results.certification,
-    )
-
-
 class Difference(NamedTuple):
     """Samples that are answered otherwise: near a threshold, and not."""
 

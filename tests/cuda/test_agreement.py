@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 
 from runtime import Cascade
+from runtime.bundle import load_bundle
 from runtime.devices import GpuOptions
+from runtime.simulation import Simulation
 from tests.cuda import bundles
-from tests.cuda.agreement import check_equal, first
+from tests.cuda.agreement import check_equal
 from tests.cuda_double.plans import write_plans
 
 MODES = ("host", "padded", "graph")
-MAKERS = {"three": bundles.three_stages, "four": bundles.four_stages}
+SMALL = {
+    "three": (bundles.three_stages, bundles.NV12["shape"]),
+    "four": (bundles.four_stages, bundles.BGR["shape"]),
+}
 
 
 @pytest.fixture(scope="session")
@@ -22,12 +29,19 @@ def zoo_frames(zoo):
 
 @pytest.fixture(scope="session")
 def zoo_answers(zoo, zoo_frames):
-    with Cascade.load(zoo, "cpu", batch=256) as cascade:
-        return cascade.run(zoo_frames)
+    """Return what the CPU device answers of the first frames."""
+
+    @functools.cache
+    def answers(count):
+        with Cascade.load(zoo, "cpu", batch=256) as cascade:
+            return cascade.run(zoo_frames[:count])
+
+    return answers
 
 
 def run(folder, mode, frames, *, batch):
-    forms = ["fp32"] * len(Cascade.load(folder, "cpu").stage_names)
+    """Return what the doubles answer, and the thresholds."""
+    forms = ["fp32"] * len(load_bundle(folder).spec.stages)
     options = GpuOptions(mode=mode, verify=False)
     with Cascade.load(folder, "cuda", batch=batch, forms=forms, gpu=options) as cascade:
         assert cascade.executor.mode == mode
@@ -35,10 +49,10 @@ def run(folder, mode, frames, *, batch):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_batch_of_the_zoo(mode, gpu, zoo, zoo_frames, zoo_answers):
+def test_some_images_of_the_zoo(mode, gpu, zoo, zoo_frames, zoo_answers):
     gpu()
-    found, thresholds = run(zoo, mode, zoo_frames[:300], batch=256)
-    check_equal(found, first(zoo_answers, 300), thresholds)
+    found, thresholds = run(zoo, mode, zoo_frames[:150], batch=64)
+    check_equal(found, zoo_answers(150), thresholds)
 
 
 @pytest.mark.slow
@@ -47,7 +61,7 @@ def test_the_test_images_of_the_zoo_at_batch_256(mode, gpu, zoo, zoo_frames, zoo
     gpu()
     found, thresholds = run(zoo, mode, zoo_frames, batch=256)
     assert len(found) == 10_000
-    check_equal(found, zoo_answers, thresholds)
+    check_equal(found, zoo_answers(10_000), thresholds)
 
 
 @pytest.mark.slow
@@ -59,20 +73,50 @@ def test_small_batches_in_any_order_of_streams(
 ):
     gpu(seed=seed)
     found, thresholds = run(zoo, mode, zoo_frames[:500], batch=batch)
-    check_equal(found, first(zoo_answers, 500), thresholds)
+    check_equal(found, zoo_answers(500), thresholds)
+
+
+def check_small(name, mode, folder, *, batch, rows):
+    """Compare a bundle whose stages resize to different sizes and read each other's tensors."""
+    make, shape = SMALL[name]
+    write_plans(make(folder), (1, 4, 9, 32))
+    frames = bundles.random_frames(rows, shape)
+    with Cascade.load(folder, "cpu", batch=32) as cascade:
+        expected = cascade.run(frames)
+    assert set(expected.stage) == set(range(len(cascade.thresholds) + 1))
+    found, thresholds = run(folder, mode, frames, batch=batch)
+    check_equal(found, expected, thresholds, band=1e-4)
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", MAKERS)
-def test_stages_of_other_sizes_that_read_earlier_tensors(name, mode, gpu, tmp_path):
+@pytest.mark.parametrize("name", SMALL)
+def test_letterbox_nv12_and_tensors_of_earlier_stages(name, mode, gpu, tmp_path):
     gpu()
-    folder = MAKERS[name](tmp_path / "bundle")
-    buckets = (1, 4, 9, 20)
-    write_plans(folder, buckets)
-    shape = bundles.NV12["shape"] if name == "three" else bundles.BGR["shape"]
-    frames = bundles.random_frames(70, shape)
-    with Cascade.load(folder, "cpu", batch=20) as cascade:
-        expected = cascade.run(frames)
-    assert set(expected.stage) == set(range(len(cascade.thresholds) + 1))
-    found, thresholds = run(folder, mode, frames, batch=20)
-    check_equal(found, expected, thresholds, band=1e-4)
+    check_small(name, mode, tmp_path / "bundle", batch=20, rows=70)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("batch", [1, 7, 32])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", SMALL)
+def test_the_same_in_small_batches_and_any_order_of_streams(name, mode, batch, seed, gpu, tmp_path):
+    gpu(seed=seed)
+    check_small(name, mode, tmp_path / "bundle", batch=batch, rows=500)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_engines_with_fp16_inputs_and_outputs_decide_by_their_own_logits(mode, gpu, tmp_path):
+    gpu()
+    folder = bundles.two_stages(tmp_path / "bundle", dtype=np.float16)
+    write_plans(folder, (1, 4, 32))
+    frames = bundles.random_frames(320, (6, 6, 3))
+    options = GpuOptions(mode=mode, verify=False)
+    with Cascade.load(folder, "cuda", batch=32, gpu=options) as cascade:
+        parts = [cascade.executor.stage_logits(part) for part in np.split(frames, 10)]
+        logits = [np.concatenate([part[stage] for part in parts]) for stage in range(2)]
+        found, thresholds = cascade.run(frames), cascade.thresholds
+    expected = Simulation(logits).answers(thresholds)
+    otherwise = (found.label != expected.label) | (found.stage != expected.stage)
+    assert otherwise.sum() <= 1 and 0 < expected.stage.sum() < 320

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.cuda_double import structures
-from tests.cuda_double.graphs import Capture, Node, Replay
+from tests.cuda_double.graphs import HANDLES, Capture, Node, Replay
 from tests.cuda_double.kernels import Kernels
 from tests.cuda_double.memory import Memory, checksum
 from tests.cuda_double.structures import Status
@@ -114,7 +114,7 @@ class Driver:
         self.machine = machine or Machine()
         self.kernels = kernels
         self.memory = Memory()
-        self.races = Races(self.memory.allocation)
+        self.races = Races(self.memory.touched)
         self.queues = Queues(seed, self.races, self._happened, self.memory.reuse)
         for default in DEFAULT_STREAMS:
             self.queues.open(default)
@@ -265,9 +265,9 @@ class Driver:
 
     def inside(self, name: str, touched: Touched) -> Touched:
         """Hold what work touches against what is allocated."""
-        for part in (*touched.reads, *touched.writes):
-            if part.start < 1 << 62 and not self.memory.find(part.start, part.stop - part.start):
-                self.problems.append(f"{name} touches {part.start:#x}, which is not allocated")
+        for start, block in self.memory.touched((*touched.reads, *touched.writes)).items():
+            if block is None and start < HANDLES:
+                self.problems.append(f"{name} touches {start:#x}, which is not allocated")
         return touched
 
     def new(self, item: Any) -> int:
@@ -301,10 +301,10 @@ class Driver:
 
     def _unchanged(self, operation: Operation, before: dict[int, int]) -> None:
         """Hold mapped memory that work read against what it was when that was enqueued."""
-        read = {self.memory.allocation(part.start) for part in operation.touched.reads}
-        for start in read & set(before):
-            block = self.memory.find(start, 1)
-            if block is not None and checksum(start, block.nbytes) != before[start]:
+        if not before:
+            return
+        for start, block in self.memory.touched(operation.touched.reads).items():
+            if block and start in before and checksum(start, block.nbytes) != before[start]:
                 self.problems.append(f"mapped memory changed while {operation.name} was pending")
 
     def _happened(self, what: str, operation: Operation) -> None:

@@ -12,7 +12,7 @@ from tests.cuda_double.work import NOTHING, Operation, Touched, collisions
 
 SWITCH, IF = "SWITCH", "IF"
 IN_A_BODY = frozenset({"KERNEL", "EMPTY", "GRAPH", "MEMCPY", "MEMSET", "CONDITIONAL"})
-_HANDLES = 1 << 62  # addresses that stand for conditional handles, to find races on them
+HANDLES = 1 << 62  # addresses that stand for conditional handles, to find races on them
 
 
 @dataclass(eq=False)
@@ -146,4 +146,4 @@ class Replay:
 
 
 def _place(handle: int) -> Span:
-    return Span(_HANDLES + handle, _HANDLES + handle + 1)
+    return Span(HANDLES + handle, HANDLES + handle + 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import ctypes
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,10 +86,15 @@ class Memory:
         inside = block.start <= start and start + nbytes <= block.stop
         return block if inside and (not kinds or block.kind in kinds) else None
 
-    def allocation(self, address: int) -> int:
-        """Return where the block of an address starts; the address itself outside of all."""
-        block = self.find(address, 1)
-        return address if block is None else block.start
+    def touched(self, spans: Iterable[Span]) -> dict[int, Block | None]:
+        """Return the blocks that bytes lie in, by their start; None for bytes outside of all."""
+        found: dict[int, Block | None] = {}
+        block = None
+        for span in sorted(spans):
+            if block is None or span.stop > block.stop or span.start < block.start:
+                block = self.find(span.start, span.stop - span.start)
+                found[span.start if block is None else block.start] = block
+        return found
 
 
 def read(start: int, nbytes: int) -> bytes:

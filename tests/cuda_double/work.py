@@ -86,19 +86,19 @@ class Races:
 
     Parameters
     ----------
-    allocation
-        Returns what identifies the allocation that an address lies in.
+    allocations
+        Returns what identifies the allocations that bytes lie in.
     """
 
-    def __init__(self, allocation: Callable[[int], int]) -> None:
-        self._allocation = allocation
+    def __init__(self, allocations: Callable[[Iterable[Span]], Iterable[int]]) -> None:
+        self._allocations = allocations
         self._accesses: dict[int, list[Operation]] = {}
         self.found: list[str] = []
 
     def add(self, operation: Operation) -> None:
         """Hold what an operation has touched against what others did."""
         touched = operation.touched
-        for place in {self._allocation(span.start) for span in (*touched.reads, *touched.writes)}:
+        for place in self._allocations((*touched.reads, *touched.writes)):
             others = self._accesses.setdefault(place, [])
             for other in others:
                 if not (other.is_in(operation.clock) or operation.is_in(other.clock)):
