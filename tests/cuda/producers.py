@@ -85,6 +85,9 @@ class _Tensor(ctypes.Structure):
     )
 
 
+_Destructor = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
 class DlPack(DeviceArray):
     """An array with ``__dlpack__``.
 
@@ -94,6 +97,8 @@ class DlPack(DeviceArray):
         Index of the GPU that it says it is on.
     asked
         The streams that consumers have named.
+    released
+        How many of the tensors that were handed out are given back.
     """
 
     device = 0
@@ -101,7 +106,8 @@ class DlPack(DeviceArray):
     def __init__(self, driver: Driver, values: np.ndarray) -> None:
         super().__init__(driver, values)
         self.asked: list[int] = []
-        self._kept: list[Any] = []
+        self.released = 0
+        self._kept: list[Any] = [_Destructor(self._release)]
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return CUDA, self.device
@@ -127,8 +133,11 @@ class DlPack(DeviceArray):
         self._kept += [lengths, strides, tensor]
         new = ctypes.pythonapi.PyCapsule_New
         new.restype = ctypes.py_object
-        new.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
-        return new(ctypes.addressof(tensor), b"dltensor", None)
+        new.argtypes = (ctypes.c_void_p, ctypes.c_char_p, _Destructor)
+        return new(ctypes.addressof(tensor), b"dltensor", self._kept[0])
+
+    def _release(self, capsule: int) -> None:
+        self.released += 1
 
 
 KINDS = (Interface, DlPack)

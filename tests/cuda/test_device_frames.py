@@ -106,28 +106,33 @@ def test_frames_of_host_and_device_may_take_turns(folder, gpu):
                 array.free()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_they_live_until_the_batch_has_ended(kind, folder, gpu):
-    frames = bundles.random_frames(ROWS, SHAPE)
+def test_their_owner_lives_until_the_batch_has_ended(folder, gpu):
     driver = gpu(seed=None)
     with load(folder) as cascade:
-        array = kind(driver, frames)
-        alive, free = weakref.ref(array if kind is Interface else array.block), array.free
+        array = Interface(driver, bundles.random_frames(ROWS, SHAPE))
+        alive, block, stream = weakref.ref(array), array.block, array.stream
         pending = cascade.submit(array)
-        if kind is Interface:
-            block, stream = array.block, array.stream
-            del array, free
-            gc.collect()
-            assert alive() is not None
-            pending.result()
-            gc.collect()
-            assert alive() is None
-            driver.queues.close(stream)
-            driver.objects.pop(stream)
-            driver.memory.free(block.start, "device")
-        else:
-            pending.result()
-            free()
+        del array
+        gc.collect()
+        assert alive() is not None
+        pending.result()
+        gc.collect()
+        assert alive() is None
+        driver.queues.close(stream)
+        driver.objects.pop(stream)
+        driver.memory.free(block.start, "device")
+
+
+def test_a_tensor_of_dlpack_is_given_back_when_the_batch_has_ended(folder, gpu):
+    driver = gpu(seed=None)
+    with load(folder) as cascade:
+        array = DlPack(driver, bundles.random_frames(3 * ROWS, SHAPE))
+        pending = cascade.submit(array)  # in three parts
+        assert array.released == 0
+        pending.result()
+        gc.collect()
+        assert array.released == 1
+        array.free()
 
 
 def test_dlpack_is_asked_for_the_stream_of_the_cascade(folder, gpu):

@@ -1,7 +1,7 @@
 """What the building side of TensorRT would do, as far as code and people can notice.
 
 A network is read from its ONNX file; a "build" checks the rules that real versions enforce and
-returns a few bytes that are no plan. Nothing is compiled, timed or run.
+returns a plan of the double, which holds that file. Nothing is compiled or timed.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import Any
 import onnx
 
 from tests.tensorrt_double.double import Module, Record
+from tests.tensorrt_double.plan_content import MAGIC, PlanContent
 
-PLAN = b"ptrt, but not a plan"
+PLAN = MAGIC
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Network:
         self.typed, self.explicit_batch = typed, explicit_batch
         self.inputs: list[Tensor] = []
         self.outputs: list[Tensor] = []
+        self.onnx = b""
         self.types: set[str] = set()
         self.quantised = False
 
@@ -138,6 +140,7 @@ class Config:
 
     def __init__(self) -> None:
         self.flags = {"TF32"}
+        self.features: set[str] = set()
         self.profiles: list[Profile] = []
         self.builder_optimization_level = 3
         self.max_aux_streams = 0
@@ -161,6 +164,7 @@ class Config:
 
     def set_preview_feature(self, feature: Any, enable: bool) -> None:
         """Switch a feature."""
+        (self.features.add if enable else self.features.discard)(feature.name)
 
     def add_optimization_profile(self, profile: Profile) -> int:
         """Add a profile and return its index, or -1 if it is not ordered."""
@@ -284,7 +288,18 @@ class Builder:
         if error:
             log(self._module, self._logger, "ERROR", error)
             return None
-        return HostMemory(PLAN + json.dumps(sorted(config.flags)).encode())
+        return HostMemory(self._plan(network, config).to_bytes())
+
+    def _plan(self, network: Network, config: Config) -> PlanContent:
+        ranges = [next(iter(profile.shapes.values())) for profile in config.profiles]
+        return PlanContent(
+            name="built",
+            version=str(self._module.__version__),
+            profiles=[(low[0], opt[0], high[0]) for low, opt, high in ranges],
+            onnx=network.onnx,
+            shares_profiles="PROFILE_SHARING_0806" in config.features,
+            host_code="VERSION_COMPATIBLE" in config.flags,
+        )
 
     def _report(self, config: Config) -> None:
         """Take the time, in steps that are reported where this version can."""
@@ -320,7 +335,8 @@ class Parser:
     def parse_from_file(self, model: str) -> bool:
         """Read the network; like the real one, take what is no ONNX file for an empty network."""
         try:
-            graph = onnx.load_from_string(Path(model).read_bytes()).graph
+            self._network.onnx = Path(model).read_bytes()
+            graph = onnx.load_from_string(self._network.onnx).graph
         except Exception:
             return True
         for index, node in enumerate(graph.node):

@@ -274,9 +274,9 @@ class ExecutionContext:
         if capturing and (batch,) not in self._has_run:
             return self._fail("enqueueV3: captured before it has run once with this shape")
         self._has_run.add((batch,))
-        run = functools.partial(
-            self._run, batch, dict(self._addresses), Span(*_span(*self._scratch))
-        )
+        used = [Span(*_span(*self._scratch)), Span(self._state.start, self._state.stop)]
+        # It must not keep the context alive: that is the caller's business.
+        run = functools.partial(_run, engine.session, batch, dict(self._addresses), used)
         name, kinds = f"{engine.plan.name} at {batch}", engine.plan.captured_as
         if enqueue_engine(driver, stream_handle, name, run, captured_as=kinds):
             return self._fail("enqueueV3: CUDA failure")
@@ -290,26 +290,27 @@ class ExecutionContext:
     def _is_shaped(self) -> bool:
         return set(self._shapes) == set(self._engine.inputs)
 
-    def _run(self, batch: int, addresses: dict[str, int], scratch: Span) -> Touched:
-        engine = self._engine
-        feeds, reads = {}, []
-        for name, item in engine.inputs.items():
-            array, part = _view(addresses[name], item, batch)
-            feeds[name] = array
-            reads.append(part)
-        state = Span(self._state.start, self._state.stop)
-        writes = [scratch, state]
-        ctypes.memset(scratch.start, 0x5A, scratch.stop - scratch.start)
-        results = engine.session.run(list(engine.outputs), feeds)
-        for (name, item), result in zip(engine.outputs.items(), results, strict=True):
-            array, part = _view(addresses[name], item, batch)
-            array[...] = result
-            writes.append(part)
-        return Touched(reads, writes)
-
     def _fail(self, message: str) -> bool:
         self._engine.runtime._fail(message)
         return False
+
+
+def _run(
+    model: ort.InferenceSession, batch: int, addresses: dict[str, int], used: list[Span]
+) -> Touched:
+    """Run a model on tensors in memory; ``used`` is what it writes besides."""
+    feeds, reads = {}, []
+    for item in model.get_inputs():
+        feeds[item.name], part = _view(addresses[item.name], item, batch)
+        reads.append(part)
+    scratch, _ = used
+    ctypes.memset(scratch.start, 0x5A, scratch.stop - scratch.start)
+    writes = list(used)
+    for item, result in zip(model.get_outputs(), model.run(None, feeds), strict=True):
+        array, part = _view(addresses[item.name], item, batch)
+        array[...] = result
+        writes.append(part)
+    return Touched(reads, writes)
 
 
 @functools.cache
