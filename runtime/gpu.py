@@ -262,6 +262,7 @@ class GpuExecutor:
     def _try_graph(self, *, required: bool) -> None:
         try:
             graphs = Graphs(self.device)
+            self._check_branches(graphs)
             self.device.load("select")
             for slot in self._slots:
                 for stage in slot.works:
@@ -280,6 +281,11 @@ class GpuExecutor:
         kind = "SWITCH" if graphs.uses_switch else "IF"
         self.mode, self.enqueue = "graph", self._enqueue_graph
         self.mode_reason = f"{kind} nodes, no wait for a count"
+
+    def _check_branches(self, graphs: Graphs) -> None:
+        most = max(len(plan.buckets) for plan in self.plans)
+        if not graphs.uses_switch and most > ops.MOST_HANDLES:
+            raise GraphError(f"{most} batch sizes, IF nodes allow {ops.MOST_HANDLES}")
 
     def _enqueue_host(self, slot: Slot) -> None:
         rows = slot.rows

@@ -28,6 +28,8 @@ class Part(NamedTuple):
         Height and width of its network's picture.
     reads
         Tensors of earlier stages, ``"<stage>/features"``, besides frames.
+    score
+        It has a score f32 [n, 1] of its own.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Part(NamedTuple):
     colour: str = "rgb"
     reads: Sequence[str] = ()
     frames: bool = True
+    score: bool = False
     dtype: type = np.float32
 
 
@@ -89,6 +92,14 @@ def four_stages(folder: Path) -> Path:
     return write_bundle(folder, parts, BGR, thresholds=[0.5, 0.4, 0.3], scores=scores)
 
 
+def other_scores(folder: Path) -> Path:
+    """Write a bundle for frames of any size, whose gates use a learned score and a p-norm."""
+    parts = (Part("saver", (6, 8), score=True), Part("middle", (8, 6)), Part("large", (9, 9)))
+    scores = [{"name": "learned", "output": "score"}, {"name": "p_norm", "p": 3.0}]
+    any_size = {"shape": [0, 0, 3], "colour": "rgb"}
+    return write_bundle(folder, parts, any_size, thresholds=[0.5, 0.6], scores=scores)
+
+
 def two_stages(folder: Path, *, dtype: type = np.float32) -> Path:
     """Write a bundle of two tiny stages."""
     parts = (Part("saver", (4, 4), dtype=dtype), Part("large", (6, 6), dtype=dtype))
@@ -112,7 +123,7 @@ def write_stage(folder: Path, number: int, part: Part) -> dict[str, Any]:
     for source in part.reads:
         name = source.replace("/", "_")
         inputs[name], sources[name] = (FEATURES,), source
-    content = _model(inputs, dtype=part.dtype, seed=number).SerializeToString()
+    content = _model(inputs, part, seed=number).SerializeToString()
     (folder / f"{part.name}.onnx").write_bytes(content)
     sha256 = hashlib.sha256(content).hexdigest()
     return {
@@ -131,9 +142,9 @@ def write_stage(folder: Path, number: int, part: Part) -> dict[str, Any]:
     }
 
 
-def _model(inputs: Mapping[str, Shape], *, dtype: type, seed: int) -> onnx.ModelProto:
+def _model(inputs: Mapping[str, Shape], part: Part, *, seed: int) -> onnx.ModelProto:
     """Return ``features = tanh(sum of input @ weights)``, ``logits = features @ weights``."""
-    rng = np.random.default_rng(seed)
+    rng, dtype = np.random.default_rng(seed), part.dtype
     nodes, weights = [], []
     for name, shape in inputs.items():
         length = int(np.prod(shape))
@@ -156,6 +167,10 @@ def _model(inputs: Mapping[str, Shape], *, dtype: type, seed: int) -> onnx.Model
         helper.make_tensor_value_info("logits", kind, ("n", CLASSES)),
         helper.make_tensor_value_info("features", kind, ("n", FEATURES)),
     ]
+    if part.score:
+        nodes.append(helper.make_node("ReduceMean", ["features"], ["mean"], axes=[1]))
+        nodes.append(helper.make_node("Sigmoid", ["mean"], ["score"]))
+        outputs.append(helper.make_tensor_value_info("score", kind, ("n", 1)))
     graph = helper.make_graph(nodes, "random", tensors, outputs, weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
     model.ir_version = 8

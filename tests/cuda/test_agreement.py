@@ -105,6 +105,42 @@ def test_the_same_in_small_batches_and_any_order_of_streams(name, mode, batch, s
     check_small(name, mode, tmp_path / "bundle", batch=batch, rows=500)
 
 
+@pytest.mark.parametrize("shares_memory", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_frames_of_any_size_learned_scores_and_a_p_norm(mode, shares_memory, gpu, tmp_path):
+    gpu(shares_memory=shares_memory)
+    folder = bundles.other_scores(tmp_path / "bundle")
+    write_plans(folder, (1, 16))
+    sizes = [(20, 28), (41, 13), (64, 48), (5, 5), (20, 28)]
+    batches = [bundles.random_frames(24, (*size, 3), seed=k) for k, size in enumerate(sizes)]
+    with Cascade.load(folder, "cpu", batch=16) as cascade:
+        expected = [cascade.run(frames) for frames in batches]
+    assert {stage for answers in expected for stage in answers.stage} == {0, 1, 2}
+    options = GpuOptions(mode=mode, verify=False)
+    with Cascade.load(folder, "cuda", batch=16, gpu=options) as cascade:
+        for found, wanted in zip(cascade.stream(batches), expected, strict=True):
+            check_equal(found, wanted, cascade.thresholds, band=1e-4)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_thresholds_by_class_and_forced_rows(mode, gpu, tmp_path):
+    gpu()
+    folder = bundles.four_stages(tmp_path / "bundle")
+    write_plans(folder, (1, 32))
+    rng = np.random.default_rng(0)
+    thresholds = rng.uniform(0.3, 0.9, (3, bundles.CLASSES)).tolist()
+    frames = bundles.random_frames(90, bundles.BGR["shape"])
+    force = (rng.random((3, 90)) < 0.2).astype(np.uint8)
+    found = []
+    for device in ("cpu", "cuda"):
+        options = GpuOptions(mode=mode, verify=False)
+        with Cascade.load(folder, device, batch=32, gpu=options) as cascade:
+            cascade.thresholds = thresholds
+            found.append(cascade.run(frames, force=force))
+    same = (found[0].label == found[1].label) & (found[0].stage == found[1].stage)
+    assert same.all() and set(found[0].stage) == {0, 1, 2, 3}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_engines_with_fp16_inputs_and_outputs_decide_by_their_own_logits(mode, gpu, tmp_path):

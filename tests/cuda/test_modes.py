@@ -161,7 +161,7 @@ def test_the_mode_that_is_asked_for_is_taken(mode, folder):
         assert (cascade.executor.mode, cascade.executor.mode_reason) == (mode, "asked for")
 
 
-@pytest.mark.slow  # needs NVRTC of CUDA 12
+@pytest.mark.slow  # compiles all kernels for CUDA 12
 @pytest.mark.parametrize(
     ("version", "mode", "reason"),
     [
@@ -180,6 +180,19 @@ def test_the_driver_decides_which_nodes_there_are(version, mode, reason, gpu, tm
     with load(folder) as cascade:
         assert (cascade.executor.mode, cascade.executor.mode_reason) == (mode, reason)
         assert (cascade.run(frames).label == expected.label).all()
+
+
+@pytest.mark.slow  # as above
+def test_more_batch_sizes_than_if_nodes_can_be_set(gpu, tmp_path):
+    gpu(driver=(12, 6))
+    folder = bundles.two_stages(tmp_path / "bundle")
+    write_plans(folder, range(1, 34))
+    with Cascade.load(folder, "cuda", batch=33, gpu=GpuOptions(verify=False)) as cascade:
+        executor = cascade.executor
+        assert (executor.mode, executor.mode_reason) == (
+            "host",
+            "no graph: 33 batch sizes, IF nodes allow 32",
+        )
 
 
 @pytest.mark.parametrize(
