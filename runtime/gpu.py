@@ -250,6 +250,8 @@ class GpuExecutor:
             slot = Slot(self.device, self.plans, self.pixels, size=self.batch, padded=padded)
             self._slots.append(slot)
             self._warm_up(slot)
+        for engine in self._engines:
+            engine.keep_compiled()
         self.enqueue: Callable[[Slot], None] = self._enqueue_host
         self.mode: Mode = "host"
         self.mode_reason = "asked for"

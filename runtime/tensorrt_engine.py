@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from runtime.cuda import CudaDevice
 from runtime.cuda_resources import DeviceMemory, Stream
 from runtime.errors import TensorRTError
 from runtime.plans import LIBRARY_NAMES, Library, Plan
+from runtime.rtx_cache import RuntimeCache, cache_path
 
 log = logging.getLogger(__name__)
 
@@ -143,15 +145,18 @@ class Engine:
         self.name = plan.name
         self.runtime = runtime = tensorrt_runtime(plan.key.machine.library)
         self.device = device
-        if host_code:
-            runtime.native.engine_host_code_allowed = True
+        runtime.native.engine_host_code_allowed = host_code  # of one runtime in the process
         content = plan.read()
         with device.active():
             self.native: Any = runtime.native.deserialize_cuda_engine(content)
         if self.native is None:
             raise runtime.failure(f"plan {plan.name}: deserialising {plan.path}")
         self._memory = _Memory(self.native, runtime.module)
+        self._cache: RuntimeCache | None = None
         try:
+            if runtime.library == "tensorrt_rtx":
+                path = cache_path(plan.sidecar.sha256, device.gpu.name)
+                self._cache = self._memory.use_cache(path)
             names = [self.native.get_tensor_name(i) for i in range(self.native.num_io_tensors)]
             self.tensors = {name: self._describe(name) for name in names}
             self.buckets = self._profiles()
@@ -201,8 +206,15 @@ class Engine:
 
     def close(self) -> None:
         """Free the engine, after all its contexts; a second call does nothing."""
+        if self._cache is not None:
+            self._cache.close()
         self.native = None
-        self._memory.engine = None
+        self._memory.engine = self._memory.config = None
+
+    def keep_compiled(self) -> None:
+        """Keep what TensorRT-RTX has compiled so far for the next start."""
+        if self._cache is not None:
+            self._cache.save()
 
     def _describe(self, name: str) -> EngineTensor:
         mode = self.native.get_tensor_mode(name).name
@@ -294,6 +306,7 @@ class _Memory:
 
     def __init__(self, engine: Any, module: ModuleType) -> None:
         self.engine = engine
+        self.config: Any = None
         self._strategy = getattr(module, "ExecutionContextAllocationStrategy", None)
 
     @property
@@ -304,7 +317,15 @@ class _Memory:
                 return int(size)
         raise AssertionError("TensorRT has one of the two")
 
+    def use_cache(self, path: Path | None) -> RuntimeCache:
+        assert self._strategy is not None, "TensorRT-RTX has it"
+        cache = RuntimeCache(self.engine, self._strategy.USER_MANAGED, path)
+        self.config = cache.config
+        return cache
+
     def make_context(self) -> Any:
+        if self.config is not None:
+            return self.engine.create_execution_context(self.config)
         if self._strategy is None:  # TensorRT 8
             return self.engine.create_execution_context_without_device_memory()
         return self.engine.create_execution_context(self._strategy.USER_MANAGED)

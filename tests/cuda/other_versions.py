@@ -25,11 +25,13 @@ MODES = ("host", "padded", "graph", None)
 _ROWS = 8
 
 
-def run_with(**settings: Any) -> list[dict[str, Any]]:
+def run_with(*, home: Path | None = None, **settings: Any) -> list[dict[str, Any]]:
     """Return what came of each of `MODES` in a process of its own.
 
     Parameters
     ----------
+    home
+        Folder of the user's caches; by default one of the tests.
     settings
         Of `_run`, as JSON holds them.
     """
@@ -37,7 +39,7 @@ def run_with(**settings: Any) -> list[dict[str, Any]]:
         "-m",
         "tests.cuda.other_versions",
         json.dumps(settings),
-        environment={"XDG_CACHE_HOME": str(cache_folder() / "home")},
+        environment={"XDG_CACHE_HOME": str(home or cache_folder() / "home")},
         cwd=ROOT,
     )
     assert program.returncode == 0, program.stderr
@@ -78,7 +80,11 @@ def _outcome(folder: Path, mode: Any, library: Any, machine: Machine) -> dict[st
     except TinysaverError as error:
         return {"error": str(error)}
     labels = [int(label) for answers in found for label in answers.label]
+    compiled = sys.modules[library].library.compiled
+    seen = list(compiled)
+    compiled.clear()
     return {
+        "compiled": seen,
         "mode": chosen[0],
         "reason": chosen[1],
         "equal": labels == expected.label.tolist(),

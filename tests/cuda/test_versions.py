@@ -8,6 +8,7 @@ import pytest
 
 from tests.cuda.other_versions import run_with
 from tests.cuda_double.bindings import older_bindings
+from tests.tensorrt_double.libraries import cache_folder
 from tests.tensorrt_double.wheels import VERSIONS
 
 pytestmark = pytest.mark.slow  # processes of their own, and downloads on first use
@@ -39,6 +40,24 @@ def test_tensorrt_rtx_is_asked_whether_an_engine_can_be_captured():
     outcomes = run_with(library="tensorrt_rtx", tensorrt=version, content=content)
     assert "graph is not possible: plan small.fp32 cannot be captured" in outcomes[2]["error"]
     assert outcomes[3]["reason"] == "no graph: plan small.fp32 cannot be captured"
+
+
+def test_what_tensorrt_rtx_has_compiled_is_kept(tmp_path):
+    version = importlib.metadata.version("tensorrt_rtx")
+    kernels = cache_folder() / "home" / "tinysaver" / "cubins"
+    run_with()  # which compiles the kernels, if need be
+    (tmp_path / "tinysaver").mkdir()
+    (tmp_path / "tinysaver" / "cubins").symlink_to(kernels)
+    runs = [run_with(library="tensorrt_rtx", tensorrt=version, home=tmp_path) for _ in range(2)]
+    batches = {f"{stage} at {size}" for stage in ("small", "middle", "large") for size in (1, 4, 8)}
+    assert set(runs[0][0]["compiled"]) == batches
+    assert all(outcome["compiled"] == [] for outcome in (*runs[0][1:], *runs[1]))
+    caches = list((tmp_path / "tinysaver" / "rtx").iterdir())
+    assert len(caches) == 3
+    caches[0].write_bytes(b"damaged")
+    third = run_with(library="tensorrt_rtx", tensorrt=version, home=tmp_path)
+    assert len(third[0]["compiled"]) == 3 and third[1]["compiled"] == []
+    check(third)
 
 
 def test_tensorrt_8_needs_plans_whose_profiles_are_shared():

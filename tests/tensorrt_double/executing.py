@@ -23,11 +23,12 @@ from tests.cuda_double.api_modules import enqueue_engine
 from tests.cuda_double.driver import Driver
 from tests.cuda_double.memory import Block
 from tests.cuda_double.work import Touched
-from tests.tensorrt_double.building import log
+from tests.tensorrt_double.building import HostMemory, log
 from tests.tensorrt_double.double import Module, Record
 from tests.tensorrt_double.plan_content import PlanContent
 
 _ALIGNMENT = 256
+_CACHE = b"a runtime cache: "
 _STATE_BYTES = 256
 _TYPES = {
     "tensor(float)": ("FLOAT", np.float32),
@@ -40,11 +41,18 @@ _TYPES = {
 
 
 class Library:
-    """The module that is doubled, and the driver it finds."""
+    """The module that is doubled, and the driver it finds.
+
+    Attributes
+    ----------
+    compiled
+        What TensorRT-RTX had to compile, as it was not in a runtime cache.
+    """
 
     def __init__(self, driver: Callable[[], Driver], threads: int) -> None:
         self.driver = driver
         self.threads = threads
+        self.compiled: list[str] = []
         self.module: Module  # set once it is made
 
     @property
@@ -158,11 +166,18 @@ class Engine:
         """Return what tells of the engine's layers."""
         return EngineInspector(self)
 
-    def create_execution_context(self, strategy: Any) -> ExecutionContext | None:
+    def create_runtime_config(self) -> RuntimeConfig:
+        """Return a configuration of contexts."""
+        return RuntimeConfig()
+
+    def create_execution_context(
+        self, strategy: Any = None, runtime_config: RuntimeConfig | None = None
+    ) -> ExecutionContext | None:
         """Return a context that has no scratch memory yet."""
-        if strategy.name != "USER_MANAGED":
+        config = runtime_config or RuntimeConfig()
+        if (strategy or config.strategy).name != "USER_MANAGED":
             raise NotImplementedError("the double has contexts with memory of the caller only")
-        return ExecutionContext(self)
+        return ExecutionContext(self, config.cache)
 
     def create_execution_context_without_device_memory(self) -> ExecutionContext:
         """Return a context that has no scratch memory yet."""
@@ -183,13 +198,57 @@ class EngineInspector:
         return json.dumps({"Layers": [], "Bindings": list(self._engine.tensors)})
 
 
+class RuntimeCache:
+    """IRuntimeCache: which batches of which models have code."""
+
+    native = "IRuntimeCache"
+
+    def __init__(self) -> None:
+        self.entries: set[str] = set()
+
+    def serialize(self) -> HostMemory:
+        """Return its content."""
+        return HostMemory(_CACHE + json.dumps(sorted(self.entries)).encode())
+
+    def deserialize(self, blob: Any) -> bool:
+        """Take content of its own kind."""
+        magic, content = bytes(blob)[: len(_CACHE)], bytes(blob)[len(_CACHE) :]
+        if magic == _CACHE:
+            self.entries = set(json.loads(content))
+        return magic == _CACHE
+
+
+class RuntimeConfig:
+    """IRuntimeConfig."""
+
+    native = "IRuntimeConfig"
+
+    def __init__(self) -> None:
+        self.strategy: Any = None
+        self.cache: RuntimeCache | None = None
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        """Choose where contexts have their memory."""
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> RuntimeCache:
+        """Return an empty cache."""
+        return RuntimeCache()
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        """Let contexts use a cache."""
+        self.cache = cache
+        return True
+
+
 class ExecutionContext:
     """IExecutionContext."""
 
     native = "IExecutionContext"
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, cache: RuntimeCache | None = None) -> None:
         self._engine, self._driver = engine, engine.driver
+        self._cache = cache
         self._state: Block = self._driver.memory.allocate(_STATE_BYTES, "device")
         self._scratch: tuple[int, int] | None = None
         self._profile: int | None = None
@@ -274,6 +333,7 @@ class ExecutionContext:
         if capturing and (batch,) not in self._has_run:
             return self._fail("enqueueV3: captured before it has run once with this shape")
         self._has_run.add((batch,))
+        self._compile(f"{engine.plan.name} at {batch}")
         used = [Span(*_span(*self._scratch)), Span(self._state.start, self._state.stop)]
         # It must not keep the context alive: that is the caller's business.
         run = functools.partial(_run, engine.session, batch, dict(self._addresses), used)
@@ -281,6 +341,11 @@ class ExecutionContext:
         if enqueue_engine(driver, stream_handle, name, run, captured_as=kinds):
             return self._fail("enqueueV3: CUDA failure")
         return True
+
+    def _compile(self, what: str) -> None:
+        if self._cache is not None and what not in self._cache.entries:
+            self._cache.entries.add(what)
+            self._engine.library.compiled.append(what)
 
     def is_stream_capturable(self, stream: int) -> bool:
         """Return whether runs may be captured."""
@@ -329,6 +394,7 @@ def make_module(
     library = Library(driver, threads)
     behaviours = {"Runtime": functools.partial(Runtime, library)}
     library.module = Module(real, behaviours, {}, record)
+    library.module.library = library
     return library.module
 
 
