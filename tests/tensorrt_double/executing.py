@@ -23,12 +23,12 @@ from tests.cuda_double.api_modules import enqueue_engine
 from tests.cuda_double.driver import Driver
 from tests.cuda_double.memory import Block
 from tests.cuda_double.work import Touched
-from tests.tensorrt_double.building import HostMemory, log
+from tests.tensorrt_double.building import log
+from tests.tensorrt_double.configuring import RuntimeCache, RuntimeConfig
 from tests.tensorrt_double.double import Module, Record
 from tests.tensorrt_double.plan_content import PlanContent
 
 _ALIGNMENT = 256
-_CACHE = b"a runtime cache: "
 _STATE_BYTES = 256
 _TYPES = {
     "tensor(float)": ("FLOAT", np.float32),
@@ -196,49 +196,6 @@ class EngineInspector:
         """Return what there is to tell: the plan's tensors."""
         assert format.name == "JSON", "the double has no other format"
         return json.dumps({"Layers": [], "Bindings": list(self._engine.tensors)})
-
-
-class RuntimeCache:
-    """IRuntimeCache: which batches of which models have code."""
-
-    native = "IRuntimeCache"
-
-    def __init__(self) -> None:
-        self.entries: set[str] = set()
-
-    def serialize(self) -> HostMemory:
-        """Return its content."""
-        return HostMemory(_CACHE + json.dumps(sorted(self.entries)).encode())
-
-    def deserialize(self, blob: Any) -> bool:
-        """Take content of its own kind."""
-        magic, content = bytes(blob)[: len(_CACHE)], bytes(blob)[len(_CACHE) :]
-        if magic == _CACHE:
-            self.entries = set(json.loads(content))
-        return magic == _CACHE
-
-
-class RuntimeConfig:
-    """IRuntimeConfig."""
-
-    native = "IRuntimeConfig"
-
-    def __init__(self) -> None:
-        self.strategy: Any = None
-        self.cache: RuntimeCache | None = None
-
-    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
-        """Choose where contexts have their memory."""
-        self.strategy = strategy
-
-    def create_runtime_cache(self) -> RuntimeCache:
-        """Return an empty cache."""
-        return RuntimeCache()
-
-    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
-        """Let contexts use a cache."""
-        self.cache = cache
-        return True
 
 
 class ExecutionContext:

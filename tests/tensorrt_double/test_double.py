@@ -45,7 +45,7 @@ PROGRAM = """
 import inspect, json, sys
 import tensorrt as trt
 import tensorrt_bindings
-from tests.tensorrt_double import building, executing
+from tests.tensorrt_double import building, configuring, executing
 
 class Logger(trt.ILogger):
     def __init__(self):
@@ -64,12 +64,12 @@ def outcome(attempt):
         return type(error).__name__ + ": " + str(error)
 
 def members(item):
-    real = getattr(tensorrt_bindings, item.native)
+    real = getattr(tensorrt_bindings, item.native, None)  # of TensorRT-RTX alone
     public = [name for name in dir(item) if not name.startswith("_") and name != "native"]
     return {f"{item.native}.{name}": hasattr(real, name) for name in public}
 
-natives = [item for module in (building, executing)
-           for _, item in inspect.getmembers(module, inspect.isclass) if hasattr(item, "native")]
+natives = {item for module in (building, configuring, executing)
+           for _, item in inspect.getmembers(module, inspect.isclass) if hasattr(item, "native")}
 outcomes = {attempt: outcome(attempt) for attempt in json.load(sys.stdin)}
 held = {name: has for item in natives for name, has in members(item).items()}
 json.dump({"outcomes": outcomes, "missing": trt.record.missing, "held": held}, sys.stdout)
