@@ -15,7 +15,8 @@ from calibration.pool import Card
 from calibration.provenance import ProvenanceMeta, load_provenance, save_provenance
 from calibration.recorder import frame_format, pool_source
 from calibration.records import Data
-from runtime.bundle import SPEC_NAME, file_sha256, load_bundle, replacing, save_spec
+from kernels.files import replacing
+from runtime.bundle import SPEC_NAME, file_sha256, load_bundle, save_spec
 from runtime.schema import (
     CascadeSpec,
     FrameFormat,

@@ -12,7 +12,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from calibration.costs import BatchCosts
 from calibration.errors import CalibrationError
 from calibration.npz import parse_json, unwritable
-from runtime.bundle import replacing
+from kernels.files import replacing
 from runtime.schema import Schema, Sha256
 
 

@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from calibration.errors import CalibrationError
 from calibration.histograms import BINS, Histogram
 from calibration.npz import parse_json, unwritable
-from runtime.bundle import replacing
+from kernels.files import replacing
 from runtime.schema import Schema, Sha256, digest
 
 

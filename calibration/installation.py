@@ -20,7 +20,8 @@ import numpy.typing as npt
 
 from calibration.errors import CalibrationError
 from calibration.npz import read_npz, unwritable, write_npz
-from runtime.bundle import SPEC_NAME, Bundle, load_bundle, replacing, save_spec
+from kernels.files import replacing
+from runtime.bundle import SPEC_NAME, Bundle, load_bundle, save_spec
 from runtime.schema import CascadeSpec, Form, Golden, ModelFile, Provenance, Setting, Stage
 
 Logits = npt.NDArray[np.float32]

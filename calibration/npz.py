@@ -13,8 +13,8 @@ import numpy.typing as npt
 import pydantic
 
 from calibration.errors import CalibrationError
+from kernels.files import replacing
 from runtime import images
-from runtime.bundle import replacing
 from runtime.errors import InputError
 from runtime.schema import Schema
 

@@ -14,7 +14,8 @@ from pydantic import Field, JsonValue, field_validator
 
 from calibration.errors import CalibrationError
 from calibration.npz import parse_json, unwritable
-from runtime.bundle import file_sha256, replacing
+from kernels.files import replacing
+from runtime.bundle import file_sha256
 from runtime.schema import ModelFile, Preprocessing, Schema, Sha256, Stage, StageInput, UnitInterval
 
 

@@ -24,7 +24,8 @@ from calibration.report_material import Material, Pool, gather, record_absent
 from calibration.report_page import page
 from calibration.report_plots import as_png
 from calibration.report_summary import summary
-from runtime.bundle import Bundle, load_bundle, replacing
+from kernels.files import replacing
+from runtime.bundle import Bundle, load_bundle
 from runtime.devices import HOST_FORMS, parse_forms
 from runtime.schema import Form
 from runtime.session import available_threads

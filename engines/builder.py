@@ -19,7 +19,7 @@ from engines.errors import EngineError
 from engines.network import read_network, shape_of, tensors
 from engines.tensorrt_session import Session, Tell, open_session
 from engines.tensorrt_versions import TensorRT
-from runtime.bundle import replacing
+from kernels.files import replacing
 from runtime.plans import Flags
 
 if TYPE_CHECKING:

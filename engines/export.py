@@ -11,7 +11,8 @@ import click
 
 from engines.errors import EngineError
 from engines.onnx_model import parse_size
-from runtime.bundle import SPEC_NAME, Bundle, file_sha256, load_bundle, replacing
+from kernels.files import replacing
+from runtime.bundle import SPEC_NAME, Bundle, file_sha256, load_bundle
 from runtime.certification import certification
 from runtime.schema import Form, Threshold
 from runtime.terminal import Command

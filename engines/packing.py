@@ -22,7 +22,8 @@ from engines.errors import EngineError, UnsupportedModel
 from engines.onnx_file import external_files
 from engines.stage_model import StageModel, StageRequest, read_stage
 from engines.stage_run import StageRunner, check_logits, compare, random_images
-from runtime.bundle import file_sha256, replacing, save_spec
+from kernels.files import replacing
+from runtime.bundle import file_sha256, save_spec
 from runtime.errors import InputError
 from runtime.images import read_sources
 from runtime.preprocess import Preprocessor

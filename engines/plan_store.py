@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 
 from engines.build_messages import Built
 from engines.errors import EngineError
-from runtime.bundle import replacing
+from kernels.files import replacing
 from runtime.errors import PlanError
 from runtime.plan_fit import difference
 from runtime.plans import (

@@ -14,10 +14,10 @@ from typing import Any, Final
 
 import numpy as np
 
+from kernels.files import replacing
 from runtime.bench_accuracy import Accuracy
 from runtime.bench_stages import Split, Stages
 from runtime.bench_timing import Timing
-from runtime.bundle import replacing
 from runtime.cascade import Cascade
 from runtime.errors import InputError
 from runtime.images import Images

@@ -6,15 +6,13 @@ import hashlib
 import importlib.resources
 import json
 import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 import pydantic
 
+from kernels.files import replacing
 from runtime.errors import BundleError
 from runtime.schema import FORMAT, CascadeSpec, Form, ModelFile
 
@@ -130,36 +128,6 @@ def save_spec(folder: Path, spec: CascadeSpec) -> Path:
 def file_sha256(path: Path) -> str:
     """Return the sha256 of a file's content, in hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file beside ``path`` for writing that takes its place only if the block succeeds.
-
-    An ``OSError`` names ``path``, whatever failed.
-    """
-    with _naming(path):
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with _naming(path):
-            with os.fdopen(handle, "wb") as stream:
-                yield stream
-            os.chmod(partial, 0o644)
-            os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
-        raise
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Make an error name the file that the user knows, not the one it is first written as."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None or Path(error.filename).name.startswith(f".{path.name}."):
-            error.filename = os.fspath(path)
-        raise
 
 
 def _parse(path: Path, text: str) -> CascadeSpec:

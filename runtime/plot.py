@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kernels.files import replacing
 from runtime.bench_accuracy import Accuracy
-from runtime.bundle import replacing
 from runtime.cascade import Cascade
 from runtime.errors import InputError
 from runtime.schema import ThresholdPath

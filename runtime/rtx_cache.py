@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kernels.cubins import user_cache
-from runtime.bundle import replacing
+from kernels.files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +52,7 @@ class RuntimeCache:
         if self._path is None or content == self._kept:
             return
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(self._path) as stream:
-                stream.write(content)
+            write_whole(self._path, content)
         except OSError as error:
             log.warning("%s: cannot be written, so each start compiles: %s", self._path, error)
         else:

@@ -14,7 +14,8 @@ from typing import IO, Any
 import click
 import numpy as np
 
-from runtime.bundle import Bundle, demo_folder, load_bundle, replacing
+from kernels.files import replacing
+from runtime.bundle import Bundle, demo_folder, load_bundle
 from runtime.cascade import Cascade, Results
 from runtime.device_options import device_options, take_gpu_options
 from runtime.devices import GpuOptions, parse_forms

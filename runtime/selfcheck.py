@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, get_args
 
@@ -20,8 +20,9 @@ import pydantic
 
 from kernels import reference
 from kernels.cubins import user_cache
+from kernels.files import write_whole
 from kernels.sources import load_source, module_names
-from runtime.bundle import Bundle, replacing
+from runtime.bundle import Bundle
 from runtime.cuda import CudaDevice
 from runtime.devices import Opened
 from runtime.errors import DeviceError, GraphError, PlanError, TensorRTError
@@ -243,9 +244,5 @@ def _load(path: Path | None) -> Verdict | None:
 def _save(path: Path | None, verdict: Verdict) -> None:
     if path is None:
         return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as stream:
-            stream.write(verdict.model_dump_json(indent=2).encode() + b"\n")
-    except OSError:
-        pass  # a read-only device checks at every start
+    with suppress(OSError):  # a read-only device checks at every start
+        write_whole(path, verdict.model_dump_json(indent=2).encode() + b"\n")

@@ -14,7 +14,8 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
-from runtime.bundle import demo_folder, load_bundle, replacing
+from kernels.files import replacing
+from runtime.bundle import demo_folder, load_bundle
 from runtime.device_options import HOST_CODE, LIBRARY
 from runtime.devices import GpuOptions, Opened, open_gpu, parse_forms
 from runtime.driver import is_emulated

@@ -21,7 +21,7 @@ from onnx import helper, numpy_helper
 
 from engines.folding import fold_shapes
 from engines.pruning import drop_unneeded
-from runtime.bundle import replacing
+from kernels.files import replacing
 
 Variant = Literal["lite0", "lite2"]
 

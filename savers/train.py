@@ -8,7 +8,7 @@ import click
 import numpy as np
 
 from calibration.provenance import ProvenanceMeta, save_provenance
-from runtime.bundle import replacing
+from kernels.files import replacing
 from runtime.errors import InputError
 from runtime.session import available_threads
 from runtime.terminal import Command, progress_bar

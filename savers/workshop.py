@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from calibration.errors import CalibrationError
 from calibration.pool import Card, load_card, save_card
-from runtime.bundle import file_sha256, replacing
+from kernels.files import replacing
+from runtime.bundle import file_sha256
 from runtime.errors import InputError
 from runtime.schema import Preprocessing
 from runtime.session import HostModel

@@ -23,7 +23,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from runtime.bundle import load_bundle, replacing
+from kernels.files import replacing
+from runtime.bundle import load_bundle
 from runtime.cascade import Cascade
 from runtime.environment import describe
 from runtime.errors import TinysaverError

@@ -9,7 +9,8 @@ import re
 import numpy as np
 import pytest
 
-from runtime.bundle import demo_folder, file_sha256, load_bundle, replacing, save_spec
+from kernels.files import replacing
+from runtime.bundle import demo_folder, file_sha256, load_bundle, save_spec
 from runtime.errors import BundleError
 
 OTHER_SHA = "0123456789abcdef" * 4
