@@ -10,9 +10,11 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from runtime.devices import GpuOptions
+from tests.cuda import bundles
 from tests.cuda_cpu.build import has_compiler
 from tests.cuda_double.driver import Driver, Machine
 from tests.cuda_double.install import install, kernels
@@ -78,3 +80,18 @@ def zoo(tmp_path_factory) -> Path:
     shim().use(Driver(kernels()))
     write_plans(folder, ZOO_BUCKETS)
     return folder
+
+
+@pytest.fixture
+def folder(gpu: Start, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A bundle of two stages with plans for the module's BUCKETS, and a GPU to run it."""
+    gpu()
+    written = bundles.two_stages(tmp_path / "bundle")
+    write_plans(written, request.module.BUCKETS)
+    return written
+
+
+@pytest.fixture
+def frames(request: pytest.FixtureRequest) -> np.ndarray:
+    """As many random frames as the module's ROWS."""
+    return bundles.random_frames(request.module.ROWS, (6, 6, 3))

@@ -23,14 +23,11 @@ MODES = ("host", "padded", "graph")
 
 
 @pytest.fixture
-def folder(gpu, tmp_path):
-    gpu()
-    written = bundles.two_stages(tmp_path / "bundle")
-    write_plans(written, BUCKETS)
+def folder(folder, tmp_path):
     frames = bundles.random_frames(37, (6, 6, 3))
     labels = np.random.default_rng(0).integers(0, bundles.CLASSES, 37)
     np.savez(tmp_path / "data.npz", images=frames, labels=labels)
-    return written
+    return folder
 
 
 @pytest.fixture

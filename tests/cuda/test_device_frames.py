@@ -14,19 +14,11 @@ from runtime.errors import InputError
 from tests.cuda import bundles
 from tests.cuda.agreement import check_equal
 from tests.cuda.producers import KINDS, DlPack, Interface
-from tests.cuda_double.plans import write_plans
 
 ROWS = 8
+BUCKETS = (1, 4, ROWS)
 SHAPE = (6, 6, 3)
 MODES = ("host", "padded", "graph")
-
-
-@pytest.fixture
-def folder(gpu, tmp_path):
-    gpu()
-    written = bundles.two_stages(tmp_path / "bundle")
-    write_plans(written, (1, 4, ROWS))
-    return written
 
 
 def load(folder, mode="graph"):

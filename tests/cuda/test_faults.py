@@ -31,19 +31,6 @@ BUCKETS = (1, ROWS)
 QUICK = GpuOptions(verify=False)
 
 
-@pytest.fixture
-def folder(gpu, tmp_path):
-    gpu()
-    written = bundles.two_stages(tmp_path / "bundle")
-    write_plans(written, BUCKETS)
-    return written
-
-
-@pytest.fixture
-def frames():
-    return bundles.random_frames(ROWS, (6, 6, 3))
-
-
 def load(folder, device="cuda", **options):
     return Cascade.load(folder, device, batch=ROWS, gpu=GpuOptions(**{"verify": False, **options}))
 

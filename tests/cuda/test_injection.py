@@ -8,12 +8,11 @@ import pytest
 from runtime import Cascade
 from runtime.devices import GpuOptions
 from runtime.errors import DeviceError, TinysaverError
-from tests.cuda import bundles
 from tests.cuda_double.driver import Failure
-from tests.cuda_double.plans import write_plans
 from tests.cuda_double.structures import Status
 
 ROWS = 2
+BUCKETS = (1, ROWS)
 MODES = ("host", "padded", "graph")
 RELEASES = frozenset(
     {
@@ -33,19 +32,6 @@ RELEASES = frozenset(
 """What leaks a thing when it fails, whatever the caller does; everything else must not."""
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*could not be cleaned up")
-
-
-@pytest.fixture
-def folder(gpu, tmp_path):
-    gpu()
-    written = bundles.two_stages(tmp_path / "bundle")
-    write_plans(written, (1, ROWS))
-    return written
-
-
-@pytest.fixture
-def frames():
-    return bundles.random_frames(ROWS, (6, 6, 3))
 
 
 def use(folder, mode, frames):

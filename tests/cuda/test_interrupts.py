@@ -10,24 +10,10 @@ from runtime import Cascade
 from runtime.cuda import CudaDevice
 from runtime.devices import GpuOptions
 from runtime.graphs import Graphs
-from tests.cuda import bundles
-from tests.cuda_double.plans import write_plans
 
 ROWS = 2
+BUCKETS = (1, ROWS)
 MODES = ("host", "padded", "graph")
-
-
-@pytest.fixture
-def folder(gpu, tmp_path):
-    gpu()
-    written = bundles.two_stages(tmp_path / "bundle")
-    write_plans(written, (1, ROWS))
-    return written
-
-
-@pytest.fixture
-def frames():
-    return bundles.random_frames(ROWS, (6, 6, 3))
 
 
 class Interrupts:

@@ -10,18 +10,10 @@ import pytest
 from runtime import Cascade
 from runtime.devices import GpuOptions
 from tests.cuda import bundles
-from tests.cuda_double.plans import write_plans
 
 ROWS = 2
+BUCKETS = (1, ROWS)
 MODES = ("host", "padded", "graph")
-
-
-@pytest.fixture
-def folder(gpu, tmp_path):
-    gpu()
-    written = bundles.two_stages(tmp_path / "bundle")
-    write_plans(written, (1, ROWS))
-    return written
 
 
 def load(folder, mode):

@@ -15,20 +15,6 @@ BUCKETS = (1, 4, 8)
 ROWS = 8
 
 
-@pytest.fixture
-def folder(gpu, tmp_path):
-    """A bundle of two stages with plans, and a GPU to run it."""
-    gpu()
-    written = bundles.two_stages(tmp_path / "bundle")
-    write_plans(written, BUCKETS)
-    return written
-
-
-@pytest.fixture
-def frames():
-    return bundles.random_frames(ROWS, (6, 6, 3))
-
-
 def load(folder, mode=None):
     options = GpuOptions(mode=mode, verify=False)
     return Cascade.load(folder, "cuda", batch=ROWS, gpu=options)

@@ -9,18 +9,10 @@ from runtime import Cascade
 from runtime.devices import GpuOptions
 from tests.cuda import bundles
 from tests.cuda.agreement import check_equal
-from tests.cuda_double.plans import write_plans
 
 MODES = ("host", "padded", "graph")
 ROWS = 8
-
-
-@pytest.fixture
-def folder(gpu, tmp_path):
-    gpu()
-    written = bundles.two_stages(tmp_path / "bundle")
-    write_plans(written, (1, 4, ROWS))
-    return written
+BUCKETS = (1, 4, ROWS)
 
 
 def load(folder, mode):

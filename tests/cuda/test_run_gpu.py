@@ -10,20 +10,17 @@ from click.testing import CliRunner
 
 from runtime import run
 from tests.cuda import bundles
-from tests.cuda_double.plans import write_plans
 from tests.cuda_double.shim import shim
 
 BATCH = 4
+BUCKETS = (1, BATCH)
 FRAMES = 11
 
 
 @pytest.fixture
-def folder(gpu, tmp_path):
-    gpu()
-    written = bundles.two_stages(tmp_path / "bundle")
-    write_plans(written, (1, BATCH))
+def folder(folder, tmp_path):
     np.savez(tmp_path / "some.npz", images=bundles.random_frames(FRAMES, (6, 6, 3)))
-    return written
+    return folder
 
 
 def invoke(folder, *options):
