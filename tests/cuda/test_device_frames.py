@@ -14,6 +14,7 @@ from runtime.errors import InputError
 from tests.cuda import bundles
 from tests.cuda.agreement import check_equal
 from tests.cuda.producers import KINDS, DlPack, Interface
+from tests.cuda_double.plans import write_plans
 
 ROWS = 8
 BUCKETS = (1, 4, ROWS)
@@ -54,6 +55,22 @@ def test_they_are_not_copied(kind, folder, gpu):
             assert driver.history.count("enqueued copy in") == copies
             assert driver.counts.allocations == 0
         array.free()
+
+
+def test_planes_of_nv12_follow_their_frames(tmp_path, gpu):
+    """Batches of one shape at ever other addresses, up and down, in both slots."""
+    driver = gpu()
+    folder = bundles.three_stages(tmp_path / "three")
+    write_plans(folder, BUCKETS)
+    shape = tuple(bundles.NV12["shape"])
+    batches = [bundles.random_frames(ROWS, shape, seed=seed) for seed in range(5)]
+    with load(folder) as cascade:
+        arrays = [Interface(driver, frames) for frames in batches]
+        for place in (0, 4, 1, 3, 2, 0):
+            found, wanted = cascade.run(arrays[place]), expected(folder, batches[place])
+            check_equal(found, wanted, cascade.thresholds, band=1e-4)
+        for array in arrays:
+            array.free()
 
 
 def test_an_array_that_names_no_stream_is_ready(folder, gpu):
