@@ -289,50 +289,54 @@ class StageWork:
         return [ops.gather(group, rows) for group, rows in pairs if group]
 
     def _gate(self, following: StagePlan) -> Launch:
-        size, number, score = self._batch.size, self.plan.number, self.plan.score
-        settings = self._batch.settings[number]
-        rounds = following.rounds
-        outputs = ops.GateOutputs(
-            label=self._batch.label,
-            confidence=self._batch.confidence,
-            stage=self._batch.stage,
-            idx=self._array(np.int32, (size,)),
-            count=self._batch.counts[number],
-            bucket=self._array(np.int32, (rounds,)),
-            bucket_index=self._array(np.int32, (rounds,)),
-            idx_rows=self._array(np.int32, (size,)) if self._arrived else None,
-        )
-        arrived = self._arrived.samples if self._arrived else None
-        inputs = ops.GateInputs(
-            logits=self.logits(size),
-            valid=arrived.count if arrived else self._batch.valid,
-            thresholds=settings.thresholds,
-            temperature=settings.temperature,
-            buckets=self._constant(np.array(following.buckets, np.int32)),
-            scores=None if score.output is None else self._scores(score.output),
-            force=settings.force,
-            row_map=arrived.idx if arrived else None,
-        )
-        masks = self._array(np.uint64, (ops.mask_words(size),))
-        scratch = ops.GateScratch(masks, self._constant(np.zeros(1, np.uint32)))
+        plan, score = self.plan, self.plan.score
+        outputs = self._gate_outputs(following.rounds)
         samples = ops.Escalated(
             outputs.idx,
             outputs.count,
             None if self._batch.padded else outputs.bucket,
             following.largest,
-            rounds,
+            following.rounds,
         )
         rows = samples if outputs.idx_rows is None else replace(samples, idx=outputs.idx_rows)
         self.passed_on = PassedOn(samples, rows)
         self.bucket_index = outputs.bucket_index
+        masks = self._array(np.uint64, (ops.mask_words(self._batch.size),))
         return ops.gate(
-            inputs,
+            self._gate_inputs(following.buckets),
             outputs,
-            scratch,
+            ops.GateScratch(masks, self._constant(np.zeros(1, np.uint32))),
             buckets=following.buckets,
-            stage=number,
+            stage=plan.number,
             score=score.name,
             p=2.0 if score.p is None else score.p,
+        )
+
+    def _gate_inputs(self, buckets: tuple[int, ...]) -> ops.GateInputs:
+        settings, output = self._batch.settings[self.plan.number], self.plan.score.output
+        arrived = self._arrived.samples if self._arrived else None
+        return ops.GateInputs(
+            logits=self.logits(self._batch.size),
+            valid=arrived.count if arrived else self._batch.valid,
+            thresholds=settings.thresholds,
+            temperature=settings.temperature,
+            buckets=self._constant(np.array(buckets, np.int32)),
+            scores=None if output is None else self._scores(output),
+            force=settings.force,
+            row_map=arrived.idx if arrived else None,
+        )
+
+    def _gate_outputs(self, rounds: int) -> ops.GateOutputs:
+        batch, rows = self._batch, (self._batch.size,)
+        return ops.GateOutputs(
+            label=batch.label,
+            confidence=batch.confidence,
+            stage=batch.stage,
+            idx=self._array(np.int32, rows),
+            count=batch.counts[self.plan.number],
+            bucket=self._array(np.int32, (rounds,)),
+            bucket_index=self._array(np.int32, (rounds,)),
+            idx_rows=self._array(np.int32, rows) if self._arrived else None,
         )
 
     def _scatter(self) -> Launch:
