@@ -14,8 +14,13 @@ import gzip
 from pathlib import Path
 from typing import NamedTuple
 
+import click
 import numpy as np
 import numpy.typing as npt
+
+from calibration.npz import write_npz
+from runtime.errors import InputError
+from runtime.terminal import Command
 
 DEFAULT_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 LABELS = (
@@ -33,6 +38,7 @@ LABELS = (
 SELECTION_SIZE = 4_000
 CERTIFICATE_SIZE = 8_000
 SPLIT_SEED = 20240326
+PART_SEED = 2403
 
 
 class Split(NamedTuple):
@@ -82,6 +88,20 @@ def split_training_images(full: Split) -> dict[str, Split]:
     return {"train": full.rows(train)} | {name: full.rows(rows) for name, rows in held_out.items()}
 
 
+def training_part(train: Split, size: int) -> Split:
+    """Return a fixed random part of the training split, in the order of the split.
+
+    Raises
+    ------
+    InputError
+        When the split has fewer images.
+    """
+    if size > len(train.labels):
+        raise InputError(f"--images: the training split has {len(train.labels):,}, got {size:,}.")
+    rows = np.random.default_rng(PART_SEED).choice(len(train.labels), size, replace=False)
+    return train.rows(np.sort(rows))
+
+
 def _occurs_once(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
     flat = np.ascontiguousarray(images.reshape(len(images), -1))
     as_bytes = flat.view(np.dtype((np.void, flat.shape[1]))).ravel()
@@ -105,3 +125,37 @@ def _read_idx(path: Path, *, header: int) -> npt.NDArray[np.uint8]:
             "or pass --data FOLDER with the four idx .gz files of Fashion-MNIST."
         ) from None
     return np.frombuffer(content, np.uint8, offset=header)
+
+
+@click.command(cls=Command, epilog="Example: python -m savers.dataset --out records/data/train.npz")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_FOLDER,
+    show_default=True,
+    help="Folder with the four idx .gz files of Fashion-MNIST.",
+)
+@click.option(
+    "--images", type=click.IntRange(1), default=8_000, show_default=True, help="How many."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("records/data/train.npz"),
+    show_default=True,
+    help="Where they go; the name of the file is that of the split in records.",
+)
+def main(data: Path, images: int, out: Path) -> None:
+    """Write a fixed random part of the training split, which the bundle does not ship.
+
+    Models are too right and too sure on it, for they were trained on it: choose nothing there. It
+    is for seeing how much that matters (python -m calibration.reproduce).
+    """
+    full, _ = read_fashion_mnist(data)
+    part = training_part(split_training_images(full)["train"], images)
+    write_npz(out, {"images": part.images, "labels": part.labels.astype(np.uint8)})
+    click.echo(f"{out}: {len(part.labels):,} images of the training split")
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m savers.dataset")

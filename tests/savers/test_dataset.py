@@ -9,9 +9,10 @@ import pytest
 
 from calibration.provenance import load_provenance, sample_digests
 from runtime.bundle import demo_folder, file_sha256
+from runtime.errors import InputError
 from runtime.images import load_arrays
 from savers import dataset
-from savers.dataset import Split, read_fashion_mnist, split_training_images
+from savers.dataset import Split, read_fashion_mnist, split_training_images, training_part
 
 SIZES = {"selection": 4_000, "certificate": 8_000, "test": 10_000}
 
@@ -78,6 +79,17 @@ def test_an_image_that_occurs_twice_stays_in_training(monkeypatch):
     splits = split_training_images(full)
     held_out = np.concatenate([number(splits["selection"]), number(splits["certificate"])])
     assert (held_out >= 200).all()
+
+
+def test_a_part_of_the_training_split_is_fixed_and_keeps_the_order():
+    train = numbered(300)
+    first, second = (training_part(train, 37) for _ in range(2))
+    assert (first.images == second.images).all()
+    assert (np.diff(number(first)) > 0).all()
+    assert len(first.labels) == 37
+    assert not np.array_equal(number(first), np.arange(37))
+    with pytest.raises(InputError, match="has 300, got 301"):
+        training_part(train, 301)
 
 
 def test_idx_files_are_read_in_order(tmp_path):
