@@ -12,6 +12,7 @@ from calibration.costs import Costs
 from calibration.front import Single, static_front
 from calibration.recorded import starting_path
 from calibration.report_material import Material, Model
+from calibration.risk_coverage import Ordering, ordering
 from kernels import reference
 from runtime.schema import Score, ThresholdPath
 from runtime.simulation import Simulation
@@ -85,22 +86,6 @@ class Flow(NamedTuple):
     answered: int
     right: int
     large_right: int
-
-
-class Ordering(NamedTuple):
-    """Errors among the samples that a score is surest of.
-
-    Attributes
-    ----------
-    coverage, risk
-        f64 [n], the share kept, and the share of wrong answers among them.
-    aurc
-        Area under the curve: the mean of ``risk``. Less is better.
-    """
-
-    coverage: Floats
-    risk: Floats
-    aurc: float
 
 
 class Ranking(NamedTuple):
@@ -257,24 +242,6 @@ def flows(material: Material) -> list[Flow]:
             Flow(name, reached, answered, int(right[mine].sum()), int(large_right[mine].sum()))
         )
     return found
-
-
-def ordering(score: Floats, right: Flags) -> Ordering:
-    """Return risk at each coverage; samples of equal score share their mean error.
-
-    Parameters
-    ----------
-    score
-        f64 [n], greater is surer; n > 0.
-    """
-    order = np.argsort(-score, kind="stable")
-    wrong, sorted_score = (~right[order]).astype(np.float64), score[order]
-    starts = np.flatnonzero(np.concatenate(([True], np.diff(sorted_score) != 0)))
-    sizes = np.diff(np.append(starts, len(score)))
-    shared = np.repeat(np.add.reduceat(wrong, starts) / sizes, sizes)
-    kept = np.arange(1, len(score) + 1)
-    risk = np.cumsum(shared) / kept
-    return Ordering(kept / len(score), risk, float(risk.mean()))
 
 
 def rankings(material: Material) -> list[Ranking]:

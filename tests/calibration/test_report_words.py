@@ -11,11 +11,11 @@ from calibration.report_figures import (
     Changed,
     Confidence,
     Flow,
-    Ordering,
     Point,
     Ranking,
     Trade,
 )
+from calibration.risk_coverage import Ordering
 from runtime.certification import Certification
 from runtime.schema import Certificate, ThresholdPath
 
