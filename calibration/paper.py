@@ -21,6 +21,7 @@ import numpy.typing as npt
 from kernels import reference
 
 Floats = npt.NDArray[np.floating]
+Counts = npt.NDArray[np.int64]
 
 
 class PaperScore(NamedTuple):
@@ -63,14 +64,31 @@ def matched_performance(
         Bool [n].
     """
     scan = thresholds()
+    above, lead = kept_above(scan, confidence, saver_right, large_right)
+    violated = np.flatnonzero(lead < 0)
+    step = int(violated[0]) if len(violated) else len(scan) - 1
+    return float(scan[step]), float(above[step] / len(confidence))
+
+
+def kept_above(
+    scan: npt.NDArray[np.float64],
+    confidence: Floats,
+    saver_right: npt.NDArray[np.bool_],
+    large_right: npt.NDArray[np.bool_],
+) -> tuple[Counts, Counts]:
+    """Return how many samples exceed each threshold, and by how many the saver leads on them.
+
+    Parameters
+    ----------
+    scan
+        f64 [t], falling. Both results are i64 [t].
+    """
     # The first step of the scan at which a sample is above the threshold; their number if none.
     first = np.searchsorted(-scan, -confidence.astype(np.float64), side="right")
     gain = saver_right.astype(np.int64) - large_right
     above = np.cumsum(np.bincount(first, minlength=len(scan) + 1))[: len(scan)]
     lead = np.cumsum(np.bincount(first, gain, len(scan) + 1))[: len(scan)]
-    violated = np.flatnonzero(lead < 0)
-    step = int(violated[0]) if len(violated) else len(scan) - 1
-    return float(scan[step]), float(above[step] / len(confidence))
+    return above, lead.astype(np.int64)
 
 
 def paper_score(
