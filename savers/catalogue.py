@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pydantic import JsonValue
 
-from savers.distil import Recipe
+from savers.recipe import DEFAULTS, Recipe
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,7 @@ class Model:
 
 
 # Cards from before these fields existed do not have them.
-_DEFAULTS: dict[str, Any] = {
-    "teacher": "teacher",
-    **{
-        field.name: field.default
-        for field in fields(Recipe)
-        if field.name not in ("epochs", "seed")
-    },
-}
+_DEFAULTS: dict[str, Any] = {"teacher": "teacher", **DEFAULTS}
 
 
 def _student(epochs: int, seed: int, **options: Any) -> Recipe:

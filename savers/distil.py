@@ -1,121 +1,43 @@
-"""The one training loop: cross-entropy, with or without a teacher's logits.
+"""The one training loop: labels, a teacher's answers, its hidden states, or all of them.
 
-With a teacher the loss is knowledge distillation (Hinton, Vinyals, Dean, arXiv 1503.02531)::
-
-    (1 - w) * CE(z, y) + w * T^2 * KL(softmax(z_teacher / T) || softmax(z / T))
-
-The teacher answers once for each image and its mirror image, and any number of students and epochs
-reads the mean. A student sees shifted, mirrored and partly erased views with that answer (noisy
-student, Xie et al., arXiv 1911.04252).
+A teacher is either its logits over the samples, computed once for any number of students and
+epochs, or a network that is asked at each step. In the first case a student sees shifted, mirrored
+and partly erased views with the answer to the image itself (noisy student, Xie et al.,
+arXiv 1911.04252).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from runtime.errors import InputError
-from savers.dataset import Split
-
-MEAN = 0.2860
-STD = 0.3530
-"""Of the Fashion-MNIST training images scaled to [0, 1]."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a model is trained.
-
-    Attributes
-    ----------
-    shift
-        Largest random translation in pixels, each direction.
-    cutout
-        Side of a square erased at a random place, in pixels; 0 erases nothing.
-    teacher_weight
-        ``w`` of the loss; 0 trains on labels alone.
-    monitor_size
-        Training images held back for early stopping.
-    patience
-        Epochs without a new best accuracy on those images after which training stops.
-    optimiser
-        ``sgd`` with Nesterov momentum 0.9, or ``adamw``.
-    bfloat16
-        Whether convolutions and products are computed in bfloat16. Depthwise convolutions are
-        three times as fast in float32 on a CPU.
-    """
-
-    epochs: int
-    seed: int
-    batch: int = 256
-    learning_rate: float = 0.15
-    weight_decay: float = 5e-4
-    label_smoothing: float = 0.0
-    shift: int = 1
-    mirror: bool = True
-    cutout: int = 0
-    teacher_weight: float = 0.0
-    temperature: float = 4.0
-    monitor_size: int = 2_000
-    patience: int = 10
-    optimiser: Literal["sgd", "adamw"] = "sgd"
-    bfloat16: bool = True
+from savers import checkpoint
+from savers.losses import Answers, ask, total_loss
+from savers.recipe import Recipe
+from savers.views import Examples, Rows, normalise
 
 
 class Epoch(NamedTuple):
-    """What one epoch gave; ``accuracy`` is on the monitor images."""
+    """What one epoch gave; ``accuracy`` is on the monitored samples, None where there are none."""
 
     number: int
     loss: float
-    accuracy: float
+    accuracy: float | None
 
 
-class Views:
-    """Shifted and mirrored views of images ``u8 [n, 28, 28, 1]``, numbered.
-
-    View ``v`` of image ``i`` is image ``i`` moved by ``v // 2`` (row-major over the
-    ``(2 * shift + 1)^2`` translations) and mirrored when ``v`` is odd.
-    """
-
-    def __init__(self, images: npt.NDArray[np.uint8], shift: int) -> None:
-        side = images.shape[1]
-        padded = np.pad(images[..., 0], ((0, 0), (shift, shift), (shift, shift)))
-        windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side), axis=(1, 2))
-        self._windows = windows
-        self._steps = 2 * shift + 1
-        self.count = 2 * self._steps**2
-
-    def pixels(self, rows: npt.NDArray[np.int64], views: npt.NDArray[np.int64]) -> Tensor:
-        """Return normalised ``f32 [n, 1, 28, 28]`` of the given view of each row."""
-        down, right = np.divmod(views // 2, self._steps)
-        chosen = self._windows[rows, down, right]
-        chosen = np.where((views % 2 == 1)[:, None, None], chosen[..., ::-1], chosen)
-        return normalise(chosen[..., None])
-
-
-def normalise(images: npt.NDArray[np.uint8]) -> Tensor:
-    """Return ``f32 [n, 1, h, w]``, zero mean and unit variance, of ``u8 [n, h, w, 1]``."""
-    scaled = (images.transpose(0, 3, 1, 2).astype(np.float32) / 255.0 - MEAN) / STD
-    return torch.from_numpy(np.ascontiguousarray(scaled))
-
-
-def predict(network: nn.Module, images: Tensor, batch: int = 500) -> Tensor:
-    """Return logits ``f32 [n, K]`` in evaluation mode."""
+def predict(network: nn.Module, inputs: Tensor, batch: int = 500) -> Tensor:
+    """Return logits ``f32 [n, K]``, or ``[n, t, K]`` of tokens, in evaluation mode."""
     network.eval()
     with torch.no_grad():
-        parts = [
-            network(part.contiguous(memory_format=torch.channels_last))
-            for part in images.split(batch)
-        ]
-    return torch.cat(parts)
+        return torch.cat([network(_laid_out(part)) for part in inputs.split(batch)])
 
 
 def teacher_logits(teacher: nn.Module, images: npt.NDArray[np.uint8]) -> Tensor:
@@ -127,45 +49,64 @@ def teacher_logits(teacher: nn.Module, images: npt.NDArray[np.uint8]) -> Tensor:
 
 
 class Trainer:
-    """Trains one network on one split; a checkpoint after each epoch lets it go on later.
+    """Trains one network on examples; a checkpoint after each epoch lets it go on later.
+
+    Going on gives the weights of a training that was never interrupted, if the network draws its
+    random numbers in ``vary`` and nowhere else.
 
     Parameters
     ----------
     network
-        Gives logits ``[n, K]`` for ``f32 [n, 1, 28, 28]``. Trained in place.
-    split
-        The training images; ``recipe.monitor_size`` of them are held back.
+        Gives logits ``[n, K]``, or ``[n, t, K]``, for a batch of ``examples``. Those of its
+        parameters that require a gradient are trained, in place.
+    examples
+        ``recipe.monitor_size`` of them are held back.
     teacher
-        Logits ``f32 [n, K]`` over the rows of ``split``, from `teacher_logits`.
+        Logits ``f32 [n, K]`` over all ``examples``, or a network for the same inputs.
+    hidden
+        Pairs of modules (of the network, of the teacher) whose outputs are to agree, by name.
+    vary
+        Called before each step with the generator of the training: what is random in the network,
+        such as its depth, is drawn here.
+
+    Raises
+    ------
+    InputError
+        When there are fewer samples than one batch.
     """
 
     def __init__(
-        self, network: nn.Module, split: Split, recipe: Recipe, *, teacher: Tensor | None = None
+        self,
+        network: nn.Module,
+        examples: Examples,
+        recipe: Recipe,
+        *,
+        teacher: Tensor | nn.Module | None = None,
+        hidden: Sequence[tuple[str, str]] = (),
+        vary: Callable[[np.random.Generator], object] = lambda rng: None,
     ) -> None:
-        if (teacher is None) != (recipe.teacher_weight == 0):
-            raise ValueError("teacher logits and recipe.teacher_weight > 0 go together")
-        self._recipe = recipe
-        self._teacher = teacher
+        _check_teacher(recipe, teacher, hidden)
+        self._recipe, self._examples, self._vary = recipe, examples, vary
+        self._teacher, self._hidden = teacher, hidden
         self._rng = np.random.default_rng(recipe.seed)
-        rows = self._rng.permutation(len(split.labels))
+        rows = self._rng.permutation(len(examples.labels))
         self._monitor, self._rows = rows[: recipe.monitor_size], rows[recipe.monitor_size :]
-        self._split = split
-        self._views = Views(split.images, recipe.shift)
-        self._labels = torch.from_numpy(split.labels.astype(np.int64))
+        if len(self._rows) < recipe.batch:
+            raise InputError(
+                f"{len(rows)} samples: expected at least a batch of {recipe.batch} besides "
+                f"{recipe.monitor_size} that are monitored. Lower one of the two."
+            )
         self._network = network.to(memory_format=torch.channels_last)
+        self._device = next(network.parameters()).device
+        self._averaged = copy.deepcopy(network) if recipe.average > 0 else None
         self._optimiser = _optimiser(network, recipe)
-        steps = recipe.epochs * (len(self._rows) // recipe.batch)
-        warm_up = max(1, steps // 6)
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            self._optimiser,
-            lambda step: min((step + 1) / warm_up, max(0.0, (steps - step) / (steps - warm_up))),
-        )
-        self._accuracies: list[float] = []
+        self._schedule = _schedule(self._optimiser, recipe, len(self._rows))
+        self._accuracies: list[float | None] = []
 
     def run(
         self,
-        checkpoint: Path,
-        report: Callable[[Epoch], None],
+        kept: Path | None = None,
+        report: Callable[[Epoch], None] = lambda epoch: None,
         *,
         proceed: Callable[[], object] = lambda: None,
     ) -> nn.Module:
@@ -173,6 +114,8 @@ class Trainer:
 
         Parameters
         ----------
+        kept
+            The checkpoint: training goes on from it, and writes it after each epoch.
         proceed
             Called before each step. What it raises ends the training; the checkpoint of the last
             whole epoch stays.
@@ -180,109 +123,158 @@ class Trainer:
         Raises
         ------
         InputError
-            When the checkpoint is of another recipe.
+            When the checkpoint is damaged or of another recipe or network, or the teacher does not
+            fit.
         """
-        self._resume(checkpoint)
+        if kept is not None and kept.exists():
+            self._resume(kept)
         while len(self._accuracies) < self._recipe.epochs and not self._out_of_patience():
             loss = self._train_epoch(proceed)
-            images = normalise(self._split.images[self._monitor])
-            hits = predict(self._network, images).argmax(1) == self._labels[self._monitor]
-            self._accuracies.append(float(hits.float().mean()))
-            self._save(checkpoint)
+            self._accuracies.append(self._accuracy())
+            if kept is not None:
+                checkpoint.save(kept, self._recipe, self._state())
             report(Epoch(len(self._accuracies), loss, self._accuracies[-1]))
+        if self._averaged is not None:
+            self._network.load_state_dict(self._averaged.state_dict())
         return self._network.eval()
 
     @property
-    def monitored_accuracy(self) -> float:
-        """Accuracy of the network on the held-back training images after its last epoch."""
+    def monitored_accuracy(self) -> float | None:
+        """Accuracy on the held-back samples after the last epoch; None where there are none."""
         return self._accuracies[-1]
 
+    def _accuracy(self) -> float | None:
+        if not len(self._monitor):
+            return None
+        inputs = self._examples.plain(self._monitor).to(self._device)
+        labels = self._examples.labels[self._monitor].to(self._device)
+        judged = self._network if self._averaged is None else self._averaged
+        hits = predict(judged, inputs).argmax(-1) == labels
+        return float(hits.float().mean())
+
     def _out_of_patience(self) -> bool:
-        best = int(np.argmax(self._accuracies)) if self._accuracies else 0
-        return len(self._accuracies) - 1 - best >= self._recipe.patience
+        found = [accuracy for accuracy in self._accuracies if accuracy is not None]
+        best = int(np.argmax(found)) if found else 0
+        return len(found) - 1 - best >= self._recipe.patience
 
     def _train_epoch(self, proceed: Callable[[], object]) -> float:
         self._network.train()
         losses = []
-        for pixels, rows in self._batches():
+        for rows in self._batches():
             proceed()
-            with torch.autocast("cpu", torch.bfloat16, enabled=self._recipe.bfloat16):
-                logits = self._network(pixels.contiguous(memory_format=torch.channels_last))
-            loss = self._loss(logits.float(), rows)
+            self._vary(self._rng)
+            loss = self._loss(self._examples.training(rows, self._rng), rows)
             self._optimiser.zero_grad()
             loss.backward()
             self._optimiser.step()
             self._schedule.step()
+            if self._averaged is not None:
+                _follow(self._averaged, self._network, self._decay())
             losses.append(loss.item())
         return float(np.mean(losses))
 
-    def _batches(self) -> Iterator[tuple[Tensor, npt.NDArray[np.int64]]]:
-        recipe, order = self._recipe, self._rng.permutation(self._rows)
-        for start in range(0, len(order) - recipe.batch + 1, recipe.batch):
-            rows = order[start : start + recipe.batch]
-            views = self._rng.integers(0, self._views.count, len(rows))
-            if not recipe.mirror:
-                views -= views % 2
-            pixels = self._views.pixels(rows, views)
-            yield (self._cut_out(pixels) if recipe.cutout else pixels), rows
+    def _batches(self) -> Iterator[Rows]:
+        size, order = self._recipe.batch, self._rng.permutation(self._rows)
+        for start in range(0, len(order) - size + 1, size):
+            yield order[start : start + size]
 
-    def _cut_out(self, pixels: Tensor) -> Tensor:
-        side, place = self._recipe.cutout, torch.arange(pixels.shape[-1])
-        corner = torch.from_numpy(self._rng.integers(-side // 2, 28 - side // 2, (2, len(pixels))))
-        inside = (place >= corner[..., None]) & (place < corner[..., None] + side)
-        erased = inside[0][:, None, :, None] & inside[1][:, None, None, :]
-        return pixels.masked_fill(erased, 0.0)
+    def _loss(self, inputs: Tensor, rows: Rows) -> Tensor:
+        inputs = _laid_out(inputs.to(self._device))
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._recipe.bfloat16):
+            found = ask(self._network, inputs, [mine for mine, _ in self._hidden])
+            teacher = self._ask_teacher(inputs, rows)
+        labels = self._examples.labels[rows].to(self._device)
+        return total_loss(found, labels, self._recipe, teacher=teacher)
 
-    def _loss(self, logits: Tensor, rows: npt.NDArray[np.int64]) -> Tensor:
-        recipe = self._recipe
-        loss = functional.cross_entropy(
-            logits, self._labels[rows], label_smoothing=recipe.label_smoothing
-        )
+    def _ask_teacher(self, inputs: Tensor, rows: Rows) -> Answers | None:
         if self._teacher is None:
-            return loss
-        t = recipe.temperature
-        divergence = functional.kl_div(
-            functional.log_softmax(logits / t, 1),
-            functional.log_softmax(self._teacher[rows] / t, 1),
-            reduction="batchmean",
-            log_target=True,
-        )
-        return (1 - recipe.teacher_weight) * loss + recipe.teacher_weight * t * t * divergence
+            return None
+        if isinstance(self._teacher, Tensor):
+            return Answers(self._teacher[rows].to(self._device), [])
+        with torch.no_grad():
+            answers = ask(self._teacher.eval(), inputs, [theirs for _, theirs in self._hidden])
+        return answers._replace(logits=answers.logits.float())
 
-    def _save(self, checkpoint: Path) -> None:
-        checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        state = {
-            "recipe": asdict(self._recipe),
+    def _decay(self) -> float:
+        steps = int(self._schedule.last_epoch)
+        return min(self._recipe.average, (1 + steps) / (10 + steps))
+
+    def _state(self) -> dict[str, Any]:
+        averaged = None if self._averaged is None else self._averaged.state_dict()
+        return {
             "accuracies": self._accuracies,
+            "hidden": [list(pair) for pair in self._hidden],
             "network": self._network.state_dict(),
+            "averaged": averaged,
             "optimiser": self._optimiser.state_dict(),
             "schedule": self._schedule.state_dict(),
             "rng": self._rng.bit_generator.state,
         }
-        partial = checkpoint.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(checkpoint)
 
-    def _resume(self, checkpoint: Path) -> None:
-        if not checkpoint.exists():
-            return
-        state = torch.load(checkpoint, weights_only=True)
-        if state.get("recipe") != asdict(self._recipe):
+    def _resume(self, kept: Path) -> None:
+        state = checkpoint.load(kept, self._recipe)
+        try:
+            if state.get("hidden", []) != [list(pair) for pair in self._hidden]:
+                raise ValueError("other hidden states")
+            self._network.load_state_dict(state["network"])
+            if self._averaged is not None:
+                self._averaged.load_state_dict(state["averaged"])
+            self._optimiser.load_state_dict(state["optimiser"])
+        except (RuntimeError, ValueError):
             raise InputError(
-                f"{checkpoint}: expected a checkpoint of this recipe, got one of another. "
+                f"{kept}: expected a checkpoint of this network, got one of another. "
                 "Delete it to train from the start."
-            )
-        self._network.load_state_dict(state["network"])
-        self._optimiser.load_state_dict(state["optimiser"])
+            ) from None
         self._schedule.load_state_dict(state["schedule"])
         self._accuracies = state["accuracies"]
         self._rng.bit_generator.state = state["rng"]
 
 
+def _check_teacher(
+    recipe: Recipe, teacher: Tensor | nn.Module | None, hidden: Sequence[tuple[str, str]]
+) -> None:
+    if (teacher is not None) != recipe.needs_teacher:
+        raise ValueError(
+            "a teacher and recipe.teacher_weight > 0 or recipe.hidden_weight > 0 go together"
+        )
+    if bool(hidden) != (recipe.hidden_weight > 0):
+        raise ValueError("hidden states and recipe.hidden_weight > 0 go together")
+    if hidden and isinstance(teacher, Tensor):
+        raise ValueError("hidden states need a network as teacher, got its logits")
+
+
+def _laid_out(inputs: Tensor) -> Tensor:
+    """Return images ``[n, c, h, w]`` with their channels last, and anything else as it is."""
+    return inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs
+
+
+def _follow(averaged: nn.Module, network: nn.Module, decay: float) -> None:
+    """Move a running mean towards a network; counters are copied."""
+    with torch.no_grad():
+        pairs = zip(averaged.state_dict().values(), network.state_dict().values(), strict=True)
+        for mean, value in pairs:
+            if mean.is_floating_point():
+                mean.lerp_(value, 1 - decay)
+            else:
+                mean.copy_(value)
+
+
 def _optimiser(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     rate, decay = recipe.learning_rate, recipe.weight_decay
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if recipe.optimiser == "adamw":
-        return torch.optim.AdamW(network.parameters(), rate, weight_decay=decay)
-    return torch.optim.SGD(
-        network.parameters(), rate, momentum=0.9, weight_decay=decay, nesterov=True
+        return torch.optim.AdamW(trained, rate, weight_decay=decay)
+    return torch.optim.SGD(trained, rate, momentum=0.9, weight_decay=decay, nesterov=True)
+
+
+def _schedule(
+    optimiser: torch.optim.Optimizer, recipe: Recipe, samples: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Return a learning rate that rises over a sixth of all steps, then falls to 0."""
+    steps = recipe.epochs * (samples // recipe.batch)
+    warm_up = max(1, steps // 6)
+    falling = max(1, steps - warm_up)
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimiser,
+        lambda step: min((step + 1) / warm_up, max(0.0, (steps - step) / falling)),
     )

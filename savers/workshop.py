@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,8 +29,10 @@ from runtime.schema import Preprocessing
 from runtime.session import HostModel
 from savers.catalogue import ZOO
 from savers.dataset import Split
-from savers.distil import MEAN, STD, Epoch, Trainer, normalise, teacher_logits
+from savers.display import epochs_shown
+from savers.distil import Trainer, teacher_logits
 from savers.networks import NETWORKS, count_macs
+from savers.views import MEAN, STD, Images, normalise
 
 OPSET = 17
 """What TensorRT 8.6 reads."""
@@ -46,7 +47,7 @@ class Trained(NamedTuple):
 
     name: str
     network: nn.Module
-    accuracy: float
+    accuracy: float | None
 
 
 class Stopped(Exception):
@@ -124,19 +125,10 @@ class Workshop:
         with self._seeding:
             torch.manual_seed(recipe.seed)
             network = NETWORKS[ZOO[name].network]()
-        task = self.progress.add_task(name, total=recipe.epochs)
-        trainer = Trainer(network, self.training, recipe, teacher=teacher)
-        trained = trainer.run(
-            self.work / f"{name}.ckpt", partial(self._report, name, task), proceed=self._proceed
-        )
+        report = epochs_shown(self.progress, name, recipe.epochs)
+        trainer = Trainer(network, Images(self.training, recipe), recipe, teacher=teacher)
+        trained = trainer.run(self.work / f"{name}.ckpt", report, proceed=self._proceed)
         return Trained(name, trained, trainer.monitored_accuracy)
-
-    def _report(self, name: str, task: int, epoch: Epoch) -> None:
-        text = f"{name} {100 * epoch.accuracy:.2f} %"
-        self.progress.update(task, completed=epoch.number, description=text)  # type: ignore[arg-type]
-        if not self.progress.console.is_terminal:
-            total = ZOO[name].recipe.epochs
-            self.progress.console.print(f"{text}, epoch {epoch.number} of {total}")
 
     def _proceed(self) -> None:
         if self._stop.is_set():

@@ -36,7 +36,7 @@ def split():
 
 @pytest.fixture
 def recipe():
-    from savers.distil import Recipe
+    from savers.recipe import Recipe
 
     return Recipe(epochs=4, seed=7, batch=64, monitor_size=300, learning_rate=0.05)
 
@@ -46,10 +46,11 @@ def fit(split, recipe, checkpoint: Path, *, teacher=None, network="tiny"):
 
     from savers.distil import Trainer
     from savers.networks import NETWORKS
+    from savers.views import Images
 
     torch.manual_seed(recipe.seed)
     epochs = []
-    trainer = Trainer(NETWORKS[network](), split, recipe, teacher=teacher)
+    trainer = Trainer(NETWORKS[network](), Images(split, recipe), recipe, teacher=teacher)
     trained = trainer.run(checkpoint, epochs.append)
     return trained, trainer, epochs
 
@@ -84,6 +85,7 @@ def test_training_goes_on_from_a_checkpoint_as_if_never_stopped(split, recipe, t
 
     from savers.distil import Trainer
     from savers.networks import NETWORKS
+    from savers.views import Images
 
     def stop_after_two(epoch):
         if epoch.number == 2:
@@ -92,7 +94,7 @@ def test_training_goes_on_from_a_checkpoint_as_if_never_stopped(split, recipe, t
     import torch
 
     torch.manual_seed(recipe.seed)
-    interrupted = Trainer(NETWORKS["tiny"](), split, recipe)
+    interrupted = Trainer(NETWORKS["tiny"](), Images(split, recipe), recipe)
     with pytest.raises(Stop):
         interrupted.run(tmp_path / "cut.ckpt", stop_after_two)
     resumed, _, epochs = fit(split, recipe, tmp_path / "cut.ckpt")
@@ -110,7 +112,8 @@ def test_patience_ends_training(split, recipe, tmp_path):
 def test_exported_onnx_gives_the_logits_of_the_network(split, recipe, tmp_path):
     import torch
 
-    from savers.distil import normalise, predict
+    from savers.distil import predict
+    from savers.views import normalise
     from savers.workshop import export_onnx
 
     network, _, _ = fit(split, dataclasses.replace(recipe, epochs=1), tmp_path / "a.ckpt")
@@ -148,13 +151,15 @@ def test_macs_by_hand():
 def test_a_student_needs_both_teacher_and_weight(split, recipe):
     from savers.distil import Trainer
     from savers.networks import NETWORKS
+    from savers.views import Images
 
+    pupil = dataclasses.replace(recipe, teacher_weight=0.5)
     with pytest.raises(ValueError, match="go together"):
-        Trainer(NETWORKS["tiny"](), split, dataclasses.replace(recipe, teacher_weight=0.5))
+        Trainer(NETWORKS["tiny"](), Images(split, recipe), pupil)
 
 
 def test_views_shift_and_mirror():
-    from savers.distil import MEAN, STD, Views
+    from savers.views import MEAN, STD, Views
 
     image = np.arange(784, dtype=np.uint64).astype(np.uint8).reshape(1, 28, 28, 1)
     views = Views(image, 1)
@@ -171,8 +176,9 @@ def test_views_shift_and_mirror():
 def test_teacher_logits_are_the_mean_over_an_image_and_its_mirror_image(split):
     import torch
 
-    from savers.distil import normalise, predict, teacher_logits
+    from savers.distil import predict, teacher_logits
     from savers.networks import NETWORKS
+    from savers.views import normalise
 
     torch.manual_seed(3)
     network = NETWORKS["tiny"]()

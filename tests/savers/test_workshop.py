@@ -24,7 +24,7 @@ def zoo(monkeypatch: pytest.MonkeyPatch):
     """Return the catalogue, cut to networks and recipes of a second."""
     from savers import workshop
     from savers.catalogue import Model
-    from savers.distil import Recipe
+    from savers.recipe import Recipe
 
     recipe = Recipe(epochs=2, seed=7, batch=64, monitor_size=300, learning_rate=0.05)
     learning = dataclasses.replace(recipe, teacher_weight=0.9)
@@ -109,7 +109,7 @@ def test_a_failure_stops_the_other_models(zoo, shop, monkeypatch):
 
 def test_published_answers_are_the_mean_over_an_image_and_its_mirror_image(shop):
     from runtime.session import HostModel
-    from savers.distil import normalise
+    from savers.views import normalise
 
     made = shop()
     made.make(["large"])
