@@ -24,7 +24,16 @@ from pydantic import Field
 
 from calibration.errors import CalibrationError
 from calibration.npz import parse_json, unwritable
-from runtime.schema import Certificate, CoveredStage, Schema, Score, Sha256, ThresholdPath, digest
+from runtime.schema import (
+    Certificate,
+    Combination,
+    CoveredStage,
+    Schema,
+    Score,
+    Sha256,
+    ThresholdPath,
+    digest,
+)
 
 LIFETIME_DELTA = 0.05
 FILE_NAME = "certifications.jsonl"
@@ -36,14 +45,19 @@ class Question(Schema):
     quantity: Literal["accuracy_drop", "disagreement"]
     stages: tuple[CoveredStage, ...]
     scores: tuple[Score, ...]
+    combination: Combination | None = None
     path: ThresholdPath
     epsilon: float
     method: str
 
     @property
     def sha256(self) -> str:
-        """Hash of all fields; identical questions are one question."""
-        return digest(self)
+        """Hash of all fields; identical questions are one question.
+
+        What a question may say since it was first asked counts only where it is said, so that the
+        questions of before keep their hash.
+        """
+        return digest(self, later=("combination", "class_offsets"))
 
 
 class Outcome(Schema):

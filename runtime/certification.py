@@ -67,7 +67,8 @@ def certification(
         return Certification("not certified for this form" if elsewhere else "not certified")
     if thresholds not in _certified_thresholds(setting, certificate):
         return Certification("overridden", certificate)
-    if certificate.scores != tuple(gate.score for gate in spec.gates):
+    certified = (certificate.scores, certificate.combination)
+    if certified != (tuple(gate.score for gate in spec.gates), spec.combination):
         return Certification("not certified", certificate)
     return Certification(_compare(spec, forms, engine, certificate.covers.stages), certificate)
 

@@ -5,32 +5,53 @@ Everything here is plain, frozen data. Reading and writing files is `runtime.bun
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Annotated, Literal
 
 import numpy as np
-import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from kernels.frames import BYTES_PER_PIXEL, MOST_SIDE, PixelFormat
+from runtime.certificate import (
+    Certificate,
+    Combination,
+    Coverage,
+    CoveredStage,
+    Saving,
+    Score,
+    ThresholdPath,
+)
+from runtime.fields import Form, Schema, Sha256, Threshold, UnitInterval, digest
+
+__all__ = [
+    "FORMAT",
+    "CascadeSpec",
+    "Certificate",
+    "Combination",
+    "Coverage",
+    "CoveredStage",
+    "Form",
+    "FrameFormat",
+    "Gate",
+    "Golden",
+    "ModelFile",
+    "Preprocessing",
+    "Provenance",
+    "Saving",
+    "Schema",
+    "Score",
+    "Setting",
+    "Sha256",
+    "Stage",
+    "StageInput",
+    "Threshold",
+    "ThresholdPath",
+    "UnitInterval",
+    "digest",
+]
 
 FORMAT = "tinysaver.cascade/1"
 
-Form = Literal["fp32", "fp16", "int8_host", "int8_trt"]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Side = Annotated[int, Field(gt=0, le=MOST_SIDE)]
-UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
-Threshold = UnitInterval | list[UnitInterval]
-"""One number, or one per predicted class."""
-
-
-class Schema(BaseModel):
-    """Frozen; an unknown field is an error, so that a typing mistake is not read as a default."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=()
-    )
 
 
 class FrameFormat(Schema):
@@ -149,151 +170,31 @@ class Stage(Schema):
         return all(item.source == "frames" for item in self.inputs)
 
 
-class Score(Schema):
-    """How sure a stage is, from its logits (or from its own output ``score f32 [n]``), in [0, 1].
-
-    ``max_softmax`` and ``entropy`` and ``margin`` use ``temperature``; ``p_norm`` uses ``p``.
-    """
-
-    name: Literal["max_softmax", "margin", "entropy", "p_norm", "learned"] = "max_softmax"
-    temperature: float = Field(default=1.0, gt=0)
-    p: float | None = Field(default=None, ge=1)
-    output: str | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> Score:
-        if (self.name == "p_norm") != (self.p is not None):
-            raise ValueError("p is given for the score p_norm, and only for it")
-        if (self.name == "learned") != (self.output is not None):
-            raise ValueError("output names the score tensor of a learned gate, and only of one")
-        return self
-
-
 class Gate(Schema):
     """Stands between two stages; accepts the samples whose score is above the threshold."""
 
     score: Score = Score()
 
 
-class ThresholdPath(Schema):
-    """The sequence of threshold vectors that a certificate walked, from "escalate all" down.
-
-    Point 0 is all ones. The ``points`` after it have ``t_i = sigmoid(u + offsets[i])`` with ``u``
-    evenly spaced from ``start`` to ``stop``, both included, rounded to float32. A path of another
-    kind is written out in ``explicit``.
-    """
-
-    offsets: tuple[float, ...] = (0.0,)
-    start: float = 9.0
-    stop: float = -2.2
-    points: int = Field(default=500, ge=1)
-    explicit: tuple[tuple[UnitInterval, ...], ...] | None = None
-
-    def vectors(self) -> npt.NDArray[np.float32]:
-        """Return every threshold vector, f32 [points, gates], as devices compare them.
-
-        An ``explicit`` path is taken as written. Any other has a point 0 of ones before its
-        ``points``.
-
-        Raises
-        ------
-        ValueError
-            When the path is empty or ragged, or a threshold rises along it.
-        """
-        values = self._logistic() if self.explicit is None else _rectangle(self.explicit)
-        rises = np.argwhere(np.diff(values, axis=0) > 0)
-        if len(rises):
-            point, gate = rises[0]
-            raise ValueError(f"path: threshold {gate} rises from point {point} to {point + 1}")
-        return values
-
-    def _logistic(self) -> npt.NDArray[np.float32]:
-        u = np.linspace(self.start, self.stop, self.points)[:, None] + np.asarray(self.offsets)
-        # The clip only keeps exp from overflowing: float32 is 0 or 1 long before it.
-        lower = 1 / (1 + np.exp(-np.clip(u, -700, 700)))
-        return np.concatenate([np.ones((1, lower.shape[1])), lower]).astype(np.float32)
-
-
-class CoveredStage(Schema):
-    """What a certificate says of one stage: exactly which computation was certified."""
-
-    name: str
-    model_sha256: Sha256
-    engine: str
-    form: Form
-    preprocessing_sha256: Sha256
-
-
-class Coverage(Schema):
-    """What a certificate was computed on.
-
-    Attributes
-    ----------
-    data_sha256
-        Of the images and labels that certified.
-    provenance
-        ``checked``: no sample had been used for training, selection or ranges.
-        ``unchecked``: the user told us to go on without knowing.
-    """
-
-    data_sha256: Sha256
-    stages: tuple[CoveredStage, ...]
-    provenance: Literal["checked", "unchecked"]
-
-
-class Certificate(Schema):
-    """A statement that holds with probability at least ``1 - delta`` over the certifying sample.
-
-    Attributes
-    ----------
-    quantity
-        What is at most ``epsilon``: the drop in accuracy against the large model alone, or, where
-        there were no labels, the share of answers that differ from the large model's.
-    thresholds
-        The last point of the path that passed.
-    n, harm, help
-        Samples; among them those where the large model alone is right and the cascade wrong (or,
-        without labels, differs), and the reverse.
-    order_seed
-        Seed of the sample order, from the hash of the certified logits and labels.
-    escalation_rates
-        Share of all samples each gate sends on, on the certifying sample.
-    """
-
-    quantity: Literal["accuracy_drop", "disagreement"]
-    epsilon: float = Field(gt=0, lt=1)
-    delta: float = Field(gt=0, lt=1)
-    method: Literal["wsr", "clopper_pearson", "harm_only"]
-    n: int = Field(ge=1)
-    harm: int = Field(ge=0)
-    help: int = Field(ge=0)
-    thresholds: tuple[UnitInterval, ...]
-    scores: tuple[Score, ...]
-    path: ThresholdPath
-    passed: int = Field(ge=0)
-    order_seed: int = Field(ge=0)
-    escalation_rates: tuple[UnitInterval, ...]
-    covers: Coverage | None = None
-
-    @property
-    def threshold(self) -> float:
-        """The threshold of a two-stage cascade."""
-        if len(self.thresholds) != 1:
-            raise ValueError(f"this cascade has {len(self.thresholds)} thresholds, not one")
-        return self.thresholds[0]
-
-
 class Setting(Schema):
     """Thresholds for one combination of forms, what certifies them, and the gears above them.
 
-    ``path`` was chosen on the selection split; certification walks it. Each gear is a threshold
-    vector, none of its components below the certified one.
+    ``path`` was chosen on the selection split; certification walks it. Gears are earlier points of
+    the certified path, the cheapest last, which escalate more and so lose no more than the same
+    epsilon. No component of one is below the certified one.
     """
 
     thresholds: tuple[Threshold, ...]
     path: ThresholdPath | None = None
     certificate: Certificate | None = None
     gears: tuple[tuple[Threshold, ...], ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Setting:
+        if self.certificate is not None:
+            for gear in self.gears:
+                _check_gear(gear, self.certificate.thresholds)
+        return self
 
 
 class Golden(Schema):
@@ -324,6 +225,7 @@ class CascadeSpec(Schema):
     labels: tuple[str, ...] = Field(min_length=2)
     stages: tuple[Stage, ...] = Field(min_length=2)
     gates: tuple[Gate, ...]
+    combination: Combination | None = None
     settings: dict[str, Setting]
     golden: Golden | None = None
     provenance: tuple[Provenance, ...] = ()
@@ -336,6 +238,11 @@ class CascadeSpec(Schema):
         if len(self.gates) != len(names) - 1:
             raise ValueError(
                 f"{len(names)} stages need {len(names) - 1} gate(s), found {len(self.gates)}"
+            )
+        if self.combination is not None and self.combination.stage not in names[:-1]:
+            raise ValueError(
+                f"combination: stage {self.combination.stage!r} is not one of the earlier stages "
+                f"{names[:-1]}"
             )
         for key, setting in self.settings.items():
             self._check_setting(key, setting)
@@ -360,19 +267,20 @@ class CascadeSpec(Schema):
                     raise ValueError(
                         f"settings: {key!r} needs one threshold per class, {len(self.labels)}"
                     )
+        offsets = setting.path.class_offsets if setting.path else None
+        if offsets is not None and len(offsets[0]) != len(self.labels):
+            raise ValueError(
+                f"settings: {key!r} has class_offsets of {len(offsets[0])} classes, "
+                f"needs {len(self.labels)}"
+            )
 
 
-def digest(part: BaseModel) -> str:
-    """Return the sha256 of a schema object's canonical JSON."""
-    text = json.dumps(part.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _rectangle(points: tuple[tuple[float, ...], ...]) -> npt.NDArray[np.float32]:
-    widths = {len(point) for point in points}
-    if len(widths) != 1:
-        raise ValueError(f"path: expected points of one length, got lengths {sorted(widths)}")
-    return np.asarray(points, np.float32)
+def _check_gear(gear: tuple[Threshold, ...], certified: tuple[Threshold, ...]) -> None:
+    pairs = zip(gear, certified, strict=False)
+    if len(gear) != len(certified) or any(np.any(np.less(*pair)) for pair in pairs):
+        raise ValueError(
+            f"gears: {list(gear)} is below the certified thresholds {list(certified)} at some gate"
+        )
 
 
 def _check_sources(stage: Stage, *, earlier: list[str]) -> None:
