@@ -1,9 +1,9 @@
-"""The thresholds that TinySaver reports (arXiv 2403.17726), read off the samples they are judged on.
+"""The thresholds that TinySaver reports (arXiv 2403.17726), read off the samples that judge them.
 
-Its released code tries the thresholds 0, 0.001, ..., 1 on the records of the test split, keeps the
-points that no other beats in both accuracy and multiply-accumulates, and what is quoted at a drop of
-0.01, 0.5 or 1 points is the cheapest of these that loses no more. Nobody has such a threshold before
-the labels of the test split are known: it is an oracle's.
+Its released code tries the thresholds 0, 0.001, ..., 1 on the records of the test split and keeps
+the points that no other beats in both accuracy and multiply-accumulates. What is quoted at a drop
+of 0.01, 0.5 or 1 points is the cheapest of these that loses no more. Nobody has such a threshold
+before the labels of the test split are known: it is an oracle's.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ DROPS = (0.0, 0.0001, 0.005, 0.01, 0.3)
 def transcription(
     confidence: np.ndarray, saver_hits: np.ndarray, large_hits: np.ndarray, drop: float
 ) -> tuple[float, float]:
-    """Return share kept and accuracy of the cheapest threshold within a drop, of all 1001 by mask."""
+    """Return share kept and accuracy of the cheapest threshold within a drop, all tried by mask."""
     base = large_hits.sum()
     best = (0.0, base / len(confidence))
     for step in range(1001):
