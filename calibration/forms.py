@@ -297,7 +297,7 @@ class StageForms:
         stages = self._bundle.spec.stages
         return Key(
             model_sha256=tuple(
-                stages[k].forms["fp32"].sha256 for k in upstream(self._bundle, self._index)
+                stages[k].forms["fp32"].digest for k in upstream(self._bundle, self._index)
             ),
             data_sha256=samples.sha256,
             preprocessing_sha256=self.spec.preprocessing.sha256,

@@ -163,7 +163,7 @@ def _is_certified(spec: CascadeSpec, key: str) -> bool:
         return False
     covered = setting.certificate.covers.stages
     return len(covered) == len(spec.stages) and all(
-        item.form in stage.forms and stage.forms[item.form].sha256 == item.model_sha256
+        item.form in stage.forms and stage.forms[item.form].digest == item.model_sha256
         for item, stage in zip(covered, spec.stages, strict=True)
     )
 

@@ -196,7 +196,7 @@ def _same(found: RecordMeta, wanted: RecordMeta) -> bool:
 def _meta(stage: Stage, form: Form, data: Data) -> RecordMeta:
     return RecordMeta(
         model=stage.name,
-        model_sha256=stage.forms[form].sha256,
+        model_sha256=stage.forms[form].digest,
         data=data.name,
         data_sha256=data.sha256,
         engine=ENGINE,

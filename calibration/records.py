@@ -176,12 +176,12 @@ def _load_of_stage(folder: Path, stage: Stage) -> Record:
         )
     record = load_record(path)
     described = stage.forms.get(record.meta.form)
-    expected = (described.sha256 if described else None, stage.preprocessing.sha256)
+    expected = (described.digest if described else None, stage.preprocessing.sha256)
     if expected != (record.meta.model_sha256, record.meta.preprocessing_sha256):
         raise CalibrationError(
             f"{path}: of another model, form or preprocessing than stage {stage.name} has "
             f"(record: {record.meta.form} {record.meta.model_sha256[:12]}..., stage: "
-            f"{', '.join(f'{form} {file.sha256[:12]}...' for form, file in stage.forms.items())}). "
+            f"{', '.join(f'{form} {file.digest[:12]}...' for form, file in stage.forms.items())}). "
             "Record it again: python -m calibration.record --help"
         )
     return record

@@ -66,8 +66,8 @@ class Model:
 
     @property
     def sha256(self) -> str:
-        """Of its file."""
-        return self.stage.forms[self.form].sha256
+        """Of its model, with its weights."""
+        return self.stage.forms[self.form].digest
 
     @cached_property
     def label(self) -> Answer:

@@ -183,6 +183,7 @@ def pack_stage(folder: Path, request: StageRequest) -> Packed:
     file = ModelFile(
         file=path.relative_to(folder).as_posix(),
         external_data=tuple((place / name).relative_to(folder).as_posix() for name in kept),
+        external_sha256=tuple(file_sha256(place / name) for name in kept) or None,
         sha256=file_sha256(path),
     )
     return Packed(model, file, classes)

@@ -17,6 +17,7 @@ from runtime.errors import BundleError
 from runtime.schema import FORMAT, CascadeSpec, Form, ModelFile
 
 SPEC_NAME = "cascade.json"
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -53,16 +54,16 @@ class Bundle:
         return stage_spec.forms[form]
 
     def model(self, stage: int, form: Form) -> Path:
-        """Return the ONNX file of a stage's form after checking its hash.
+        """Return the ONNX file of a stage's form after checking its hash, and its weights' too.
 
         Raises
         ------
         BundleError
-            When the stage lacks the form, a file is missing, or the hash differs.
+            When the stage lacks the form, a file is missing, or a hash differs.
         """
         described = self.described(stage, form)
-        for name in described.external_data:
-            self.file(name)
+        for name, sha256 in described.external.items():
+            self.verified(name, sha256)
         return self.verified(described.file, described.sha256)
 
     def verified(self, name: str, sha256: str) -> Path:
@@ -126,8 +127,12 @@ def save_spec(folder: Path, spec: CascadeSpec) -> Path:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file's content, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Return the sha256 of a file's content, in hexadecimal, without holding all of it."""
+    content = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            content.update(chunk)
+    return content.hexdigest()
 
 
 def _parse(path: Path, text: str) -> CascadeSpec:

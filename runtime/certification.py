@@ -8,7 +8,12 @@ from typing import Literal
 from runtime.schema import CascadeSpec, Certificate, CoveredStage, Form, Setting
 
 State = Literal[
-    "certified", "transferred", "not certified for this form", "not certified", "overridden"
+    "certified",
+    "transferred",
+    "not certified for this form",
+    "not certified",
+    "overridden",
+    "drift alarm",
 ]
 
 
@@ -20,7 +25,8 @@ class Certification:
     ----------
     state
         ``certified``: exactly the certified computation. ``transferred``: another engine, same
-        forms. ``overridden``: the caller set other thresholds.
+        forms. ``overridden``: the caller set other thresholds. ``drift alarm``: it would be one of
+        the first two, but these images may not be like those that certified.
     certificate
         The certificate of the bundle for these forms, if any, whatever the state.
     """
@@ -38,16 +44,21 @@ class Certification:
             "disagreement": f"answers unlike the large model's <= {100 * certificate.epsilon:g} %",
         }[certificate.quantity]
         confidence = f"{100 * (1 - certificate.delta):g} % confidence"
-        link = (
-            ":"
-            if self.state in ("certified", "transferred")
-            else "; the bundle's certificate says:"
-        )
+        link = {
+            "certified": ":",
+            "transferred": ":",
+            "drift alarm": ": the certificate may not hold for these images; it says:",
+        }.get(self.state, "; the bundle's certificate says:")
         return f"{self.state}{link} {what} with {confidence}, from {certificate.n:,} samples"
 
 
 def certification(
-    spec: CascadeSpec, forms: tuple[Form, ...], *, engine: str, thresholds: tuple[object, ...]
+    spec: CascadeSpec,
+    forms: tuple[Form, ...],
+    *,
+    engine: str,
+    thresholds: tuple[object, ...],
+    drifted: bool = False,
 ) -> Certification:
     """Compare a cascade as it runs with the bundle's certificate.
 
@@ -59,6 +70,8 @@ def certification(
         Name of the engine that runs the stages.
     thresholds
         The ones in force.
+    drifted
+        A drift alarm was raised.
     """
     setting = spec.settings.get("/".join(forms))
     certificate = setting.certificate if setting else None
@@ -70,7 +83,10 @@ def certification(
     certified = (certificate.scores, certificate.combination)
     if certified != (tuple(gate.score for gate in spec.gates), spec.combination):
         return Certification("not certified", certificate)
-    return Certification(_compare(spec, forms, engine, certificate.covers.stages), certificate)
+    state = _compare(spec, forms, engine, certificate.covers.stages)
+    if drifted and state in ("certified", "transferred"):
+        state = "drift alarm"
+    return Certification(state, certificate)
 
 
 def _covers_something(setting: Setting) -> bool:
@@ -92,7 +108,7 @@ def _compare(
         return "not certified"
     for stage, form, certified in zip(spec.stages, forms, covered, strict=True):
         same = (
-            stage.forms[form].sha256 == certified.model_sha256
+            stage.forms[form].digest == certified.model_sha256
             and stage.preprocessing.sha256 == certified.preprocessing_sha256
         )
         if not same:

@@ -9,7 +9,6 @@ fills. Format ``tinysaver.plan/1``, see docs/formats.md.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -20,7 +19,7 @@ from typing import Annotated, Final, Literal, NamedTuple
 import pydantic
 from pydantic import Field, model_validator
 
-from runtime.bundle import Bundle, file_sha256
+from runtime.bundle import Bundle
 from runtime.driver import ask_driver, board
 from runtime.errors import PlanError
 from runtime.schema import Form, Schema, Sha256, digest
@@ -300,19 +299,14 @@ def load_sidecar(path: Path) -> Plan:
 def model_digest(bundle: Bundle, stage: int, form: Form) -> str:
     """Return the hash of a stage's model as plans are keyed by it: with its external data.
 
-    The ONNX file's own hash is taken from ``cascade.json``, see `Bundle.model`.
+    Taken from ``cascade.json``; `Bundle.model` compares it with the files.
 
     Raises
     ------
     BundleError
-        When the stage lacks the form, or a file of external data is missing.
+        When the stage lacks the form.
     """
-    described = bundle.described(stage, form)
-    if not described.external_data:
-        return described.sha256
-    parts = [(name, file_sha256(bundle.file(name))) for name in described.external_data]
-    text = json.dumps([described.sha256, *parts])
-    return hashlib.sha256(text.encode()).hexdigest()
+    return bundle.described(stage, form).digest
 
 
 def version_numbers(version: str) -> tuple[int, ...]:

@@ -5,6 +5,8 @@ Everything here is plain, frozen data. Reading and writing files is `runtime.bun
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Annotated, Literal
 
 import numpy as np
@@ -139,11 +141,42 @@ class StageInput(Schema):
 
 
 class ModelFile(Schema):
-    """An ONNX file of the bundle; paths are relative to the bundle folder and stay inside it."""
+    """An ONNX file of the bundle; paths are relative to the bundle folder and stay inside it.
+
+    Attributes
+    ----------
+    external_data, external_sha256
+        The files with its weights, where it has them in others, and the hash of each. Stages may
+        name the same file.
+    """
 
     file: str
     external_data: tuple[str, ...] = ()
+    external_sha256: tuple[Sha256, ...] | None = None
     sha256: Sha256
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelFile:
+        files, hashes = len(self.external_data), len(self.external_sha256 or ())
+        if files != hashes:
+            raise ValueError(
+                f"expected one external_sha256 for each of {files} files of external_data, "
+                f"got {hashes}"
+            )
+        return self
+
+    @property
+    def external(self) -> dict[str, str]:
+        """The hash of each file of external data, by its name."""
+        return dict(zip(self.external_data, self.external_sha256 or (), strict=True))
+
+    @property
+    def digest(self) -> str:
+        """The hash of the whole model; of the ONNX file alone where that holds its weights."""
+        if not self.external:
+            return self.sha256
+        text = json.dumps([self.sha256, *self.external.items()])
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Stage(Schema):

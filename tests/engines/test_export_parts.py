@@ -159,8 +159,12 @@ def test_weights_in_a_file_beside_the_model_come_into_the_graph(put, random_fram
         size_threshold=0,
     )
     described = json.loads((folder / "cascade.json").read_text())
-    sha256 = hashlib.sha256((folder / "beside.onnx").read_bytes()).hexdigest()
-    file = {"file": "beside.onnx", "sha256": sha256, "external_data": ["beside.bin"]}
+    sha256, weights = (
+        hashlib.sha256((folder / f"beside.{end}").read_bytes()).hexdigest()
+        for end in ("onnx", "bin")
+    )
+    external = {"external_data": ["beside.bin"], "external_sha256": [weights]}
+    file = {"file": "beside.onnx", "sha256": sha256, **external}
     described["stages"][1]["forms"]["fp32"] = file
     (folder / "cascade.json").write_text(json.dumps(described))
     merged = assert_as_the_cascade(folder, random_frames(101))

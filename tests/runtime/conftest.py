@@ -118,7 +118,12 @@ def random_frames():
 def full_spec(make_spec, stage):
     """Every optional field in use."""
     forms = {
-        "fp32": {"file": "echo.onnx", "sha256": OTHER_SHA, "external_data": ["weights/a.bin"]},
+        "fp32": {
+            "file": "echo.onnx",
+            "sha256": OTHER_SHA,
+            "external_data": ["weights/a.bin"],
+            "external_sha256": [OTHER_SHA],
+        },
         "int8_host": {"file": "echo8.onnx", "sha256": OTHER_SHA},
     }
     certificate = {

@@ -139,7 +139,9 @@ def test_a_path_that_leaves_the_folder_is_refused(
     if place == "file":
         changed(content, ("stages", 0, "forms", "fp32"), described)
     elif place == "external_data":
-        changed(content, ("stages", 0, "forms", "fp32", "external_data"), ["good.bin", name])
+        external = {"external_data": ["good.bin", name], "external_sha256": [OTHER_SHA] * 2}
+        described = {**described, "file": "a.onnx", **external}
+        changed(content, ("stages", 0, "forms", "fp32"), described)
     elif place == "golden":
         content["golden"] = described
     else:
@@ -197,10 +199,32 @@ def test_a_missing_model_is_refused(make_bundle):
 
 def test_missing_external_data_is_refused(make_bundle, stage):
     described = stage("echo")
-    described["forms"]["fp32"]["external_data"] = ["echo.bin"]
+    weights = {"external_data": ["echo.bin"], "external_sha256": [OTHER_SHA]}
+    described["forms"]["fp32"].update(weights)
     bundle = load_bundle(make_bundle(described, "negated"))
     with pytest.raises(BundleError, match=r"echo\.bin: not found"):
         bundle.model(0, "fp32")
+
+
+def test_external_data_with_other_content_are_refused(make_bundle, stage):
+    described = stage("echo")
+    weights = {"external_data": ["echo.bin"], "external_sha256": [hashlib.sha256(b"w").hexdigest()]}
+    described["forms"]["fp32"].update(weights)
+    folder = make_bundle(described, "negated")
+    (folder / "echo.bin").write_bytes(b"w")
+    assert load_bundle(folder).model(0, "fp32") == folder / "echo.onnx"
+    (folder / "echo.bin").write_bytes(b"v")
+    with pytest.raises(BundleError, match=r"echo\.bin: content differs from what cascade\.json"):
+        load_bundle(folder).model(0, "fp32")
+
+
+@pytest.mark.parametrize("hashes", [[], [OTHER_SHA] * 2])
+def test_external_data_without_a_hash_each_are_refused(make_bundle, stage, hashes, refusal):
+    described = stage("echo")
+    described["forms"]["fp32"].update(external_data=["echo.bin"], external_sha256=hashes)
+    message = refusal(make_bundle(described, "negated"))
+    assert "expected one external_sha256 for each of 1 files of external_data" in message
+    assert f"got {len(hashes)}" in message
 
 
 @pytest.mark.parametrize(
