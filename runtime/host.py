@@ -21,9 +21,11 @@ from runtime.bundle import Bundle
 from runtime.errors import BundleError
 from runtime.gate import Decision, HostGate, Top
 from runtime.gate_graph import CONFIDENCE, LABEL, with_confidence
+from runtime.host_interface import check_interface, check_sources
 from runtime.preprocess import Frames, Preprocessor
 from runtime.schema import Form, Score, Stage, StageInput
 from runtime.session import HostModel
+from runtime.shared_weights import NOTHING_SHARED, SharedWeights
 
 ENGINE = "onnxruntime"
 """The engine's name in records and certificates."""
@@ -59,7 +61,16 @@ class HostStage:
         A run reads and writes their first rows.
     """
 
-    def __init__(self, bundle: Bundle, index: int, form: Form, *, batch: int, threads: int) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        index: int,
+        form: Form,
+        *,
+        batch: int,
+        threads: int,
+        shared: SharedWeights = NOTHING_SHARED,
+    ) -> None:
         spec = bundle.spec.stages[index]
         self.spec: Stage = spec
         self.path = bundle.model(index, form)
@@ -68,9 +79,13 @@ class HostStage:
         last = index == len(bundle.spec.stages) - 1
         score = Score() if last else bundle.spec.gates[index].score
         self.gate = HostGate(score, rows=batch, classes=classes)
-        self.model = _open_model(self.path, spec, form, score, threads=threads)
+        if spec.forms[form].external_data:
+            weights = shared.tensors(self.path)
+            self.model = HostModel(self.path, threads=threads, weights=weights)
+        else:
+            self.model = _open_model(self.path, spec, score, threads=threads)
         self.score_tensor = score.output
-        _check_interface(self.path, self.model, spec, self.preprocessor.shape, classes)
+        check_interface(self.path, self.model, spec, self.preprocessor.shape, classes)
         self.inputs = {name: _buffer(batch, shape) for name, shape in self.model.inputs.items()}
         wanted = {spec.logits, score.output, *_read_later(bundle.spec.stages, spec.name)}
         self.outputs = {
@@ -151,11 +166,12 @@ class HostExecutor:
     def __init__(self, bundle: Bundle, forms: Sequence[Form], *, batch: int, threads: int) -> None:
         self.threads = threads
         self.batch = batch
+        shared = SharedWeights.of(bundle, forms)
         self.stages = [
-            HostStage(bundle, index, form, batch=batch, threads=threads)
+            HostStage(bundle, index, form, batch=batch, threads=threads, shared=shared)
             for index, form in enumerate(forms)
         ]
-        _check_sources(self.stages)
+        check_sources(self.stages)
         self._wires = [
             [self._wire(index, item) for item in stage.spec.inputs]
             for index, stage in enumerate(self.stages)
@@ -208,6 +224,10 @@ class HostExecutor:
     def borrow(self, frames: Any) -> Frames:
         """Return frames as an array."""
         return np.asarray(frames)
+
+    def copy_rows(self, frames: Frames, rows: npt.NDArray[np.int64]) -> Frames:
+        """Return a copy of some frames."""
+        return frames[rows]
 
     def submit(
         self,
@@ -287,9 +307,9 @@ class HostExecutor:
 _FINISHED = Finished()
 
 
-def _open_model(path: Path, spec: Stage, form: Form, score: Score, *, threads: int) -> HostModel:
-    """Load a stage's model, with the gate's softmax in its graph where that can be."""
-    if score.name == "max_softmax" and not spec.forms[form].external_data:
+def _open_model(path: Path, spec: Stage, score: Score, *, threads: int) -> HostModel:
+    """Load a model, its weights inside, with the gate's softmax in its graph where that can be."""
+    if score.name == "max_softmax":
         content = with_confidence(path.read_bytes(), spec.logits, score.temperature)
         # It fails for an opset below 10, or logits that are not there; then the plain model, or
         # its own error, is what the user should get.
@@ -304,69 +324,6 @@ def _account(timings: StageTimings, moments: tuple[float, float, float, float], 
     timings.session += ran - fed
     timings.gate += decided - ran
     timings.rows += rows
-
-
-def _check_interface(
-    path: Path, model: HostModel, spec: Stage, image: tuple[int, int, int], classes: int
-) -> None:
-    wanted = {item.tensor: item.source for item in spec.inputs}
-    if set(wanted) != set(model.inputs):
-        raise BundleError(
-            f"{path}: inputs: expected {sorted(wanted)} as cascade.json says, "
-            f"the model has {sorted(model.inputs)}."
-        )
-    for name, source in wanted.items():
-        shape = ("n", *image) if source == "frames" else ("n", *model.inputs[name][1:])
-        _check_tensor(path, model, name, model.inputs[name], shape)
-    if spec.logits not in model.outputs:
-        raise BundleError(
-            f"{path}: outputs: expected {spec.logits!r} as cascade.json says, "
-            f"the model has {sorted(model.outputs)}."
-        )
-    _check_tensor(path, model, spec.logits, model.outputs[spec.logits], ("n", classes))
-
-
-def _check_tensor(
-    path: Path, model: HostModel, name: str, found: tuple[Any, ...], expected: tuple[Any, ...]
-) -> None:
-    kind = model.types[name]
-    fits = (
-        len(found) == len(expected) and not isinstance(found[0], int) and found[1:] == expected[1:]
-    )
-    if not fits or kind != "tensor(float)":
-        raise BundleError(
-            f"{path}: tensor {name}: expected tensor(float) {_shape(expected)} with a dynamic "
-            f"batch, got {kind} {_shape(found)}. "
-            "Export the model for this bundle, or mend cascade.json."
-        )
-
-
-def _check_sources(stages: list[HostStage]) -> None:
-    outputs = {stage.spec.name: stage.outputs for stage in stages}
-    for stage in stages:
-        for item in stage.spec.inputs:
-            name, _, tensor = item.source.partition("/")
-            if item.source == "frames":
-                continue
-            source = outputs[name].get(tensor)
-            if source is None or source.shape != stage.inputs[item.tensor].shape:
-                found = "no such output" if source is None else _shape(source.shape)
-                raise BundleError(
-                    f"{stage.path}: input {item.tensor} reads {item.source}: expected "
-                    f"{_shape(stage.inputs[item.tensor].shape)}, got {found}."
-                )
-        if stage.score_tensor:
-            _check_score(stage, stage.score_tensor)
-
-
-def _check_score(stage: HostStage, tensor: str) -> None:
-    found = stage.model.outputs.get(tensor)
-    if tensor not in stage.outputs or found is None or found[1:] not in ((), (1,)):
-        raise BundleError(
-            f"{stage.path}: the gate reads output {tensor!r}: expected [n] or [n, 1], "
-            f"got {'no such output' if found is None else _shape(found)}. "
-            "Export the model with its score, or mend cascade.json."
-        )
 
 
 def _read_later(stages: Sequence[Stage], name: str) -> set[str]:
@@ -384,7 +341,3 @@ def _has_rows(shape: tuple[Any, ...]) -> bool:
 
 def _buffer(batch: int, shape: tuple[Any, ...]) -> npt.NDArray[np.float32]:
     return np.zeros((batch, *shape[1:]), np.float32)
-
-
-def _shape(shape: tuple[Any, ...]) -> str:
-    return "[" + ", ".join(str(size) for size in shape) + "]"

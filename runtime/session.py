@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy.typing as npt
@@ -21,6 +22,10 @@ ORT_ERRORS: tuple[type[Exception], ...] = tuple(
 """ONNX Runtime's exceptions share no base of their own."""
 
 Tensors = Mapping[str, npt.NDArray[Any]]
+Weights = Mapping[str, ort.OrtValue]
+"""Initialisers by name."""
+
+_NO_WEIGHTS: Weights = MappingProxyType({})
 
 
 def available_threads() -> int:
@@ -41,6 +46,9 @@ class HostModel:
         CPU threads of the session.
     content
         What to load in place of the file's own content.
+    weights
+        Initialisers that the session reads in place of its own, without a copy. Weights are then
+        not packed anew for its kernels, which would be one.
 
     Raises
     ------
@@ -48,13 +56,20 @@ class HostModel:
         When the file is missing or ONNX Runtime cannot load it.
     """
 
-    def __init__(self, path: Path, *, threads: int, content: bytes | None = None) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # Idle workers of one stage would spin on the cores that the next stage computes on.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+    def __init__(
+        self,
+        path: Path,
+        *,
+        threads: int,
+        content: bytes | None = None,
+        weights: Weights = _NO_WEIGHTS,
+    ) -> None:
+        options = _options(threads)
+        self._weights = weights  # ONNX Runtime reads them as long as the session lives.
+        if weights:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+            for name, value in weights.items():
+                options.add_initializer(name, value)
         try:
             self.session = ort.InferenceSession(
                 content or os.fspath(path), options, providers=["CPUExecutionProvider"]
@@ -75,6 +90,16 @@ class HostModel:
         """Return every output for the given inputs."""
         names = list(self.outputs)
         return dict(zip(names, self.session.run(names, dict(inputs)), strict=True))
+
+
+def _options(threads: int) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Idle workers of one stage would spin on the cores that the next stage computes on.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
 
 
 def _first_line(error: Exception) -> str:
