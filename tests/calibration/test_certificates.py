@@ -326,7 +326,7 @@ def test_scores_and_thresholds_must_be_one_per_gate():
     with pytest.raises(ValueError, match=r"for two stages or more, got \[40, 5\]"):
         cascade_answers(stages[:1], ())
     learned = [Score(name="learned", output="score"), Score()]
-    with pytest.raises(ValueError, match="score 'learned': expected"):
+    with pytest.raises(ValueError, match="gate 0 has the score learned, got none"):
         cascade_answers(stages, (0.5, 0.5), learned)
 
 

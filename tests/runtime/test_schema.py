@@ -1,12 +1,13 @@
 """Fields of cascade.json that are missing or do not fit, and what the schema computes."""
 
 import hashlib
+import json
 
 import numpy as np
 import pydantic
 import pytest
 
-from runtime.schema import CascadeSpec, Preprocessing, ThresholdPath, digest
+from runtime.schema import CascadeSpec, Preprocessing, Setting, ThresholdPath, digest
 
 
 @pytest.mark.parametrize(
@@ -126,6 +127,27 @@ def test_a_missing_field_is_named(write_bundle, content, path, named, refusal, c
         (("input", "range"), "full", ["matrix and range are given for nv12, and only for it"]),
         (("input", "matrix"), "bt601", ["matrix and range are given for nv12, and only for it"]),
         (("input", "dtype"), "float32", ["input.dtype", "'uint8'", "'float32'"]),
+        (
+            ("combination",),
+            {"stage": "negated", "weight": 1},
+            ["'negated'", "earlier stages ['echo']"],
+        ),
+        (("combination",), {"stage": "other", "weight": 1}, ["'other'", "earlier stages ['echo']"]),
+        (
+            ("combination",),
+            {"stage": "echo", "weight": 0},
+            ["combination.weight", "greater than 0"],
+        ),
+        (
+            ("settings", "fp32/fp32", "path"),
+            {"class_offsets": [[0, 0, 0]]},
+            ["'fp32/fp32' has class_offsets of 3 classes, needs 4"],
+        ),
+        (
+            ("settings", "fp32/fp32", "path"),
+            {"class_offsets": [[0] * 4, [0] * 4]},
+            ["settings.fp32/fp32.path", "each of 1 gate(s)"],
+        ),
     ],
 )
 def test_a_field_that_does_not_fit_is_named_with_what_was_found(
@@ -187,6 +209,33 @@ def test_a_certificate_of_several_gates_has_no_single_threshold(full_spec):
         _ = certificate.threshold
     single = certificate.model_copy(update={"thresholds": (0.75,)})
     assert single.threshold == 0.75
+
+
+@pytest.mark.parametrize(
+    "gear", [(0.8, 0.5), (0.9, 0.4), (0.9, [0.5, 0.5, 0.4, 0.5]), ([0.9] * 4, 0.3), (0.9,)]
+)
+def test_a_gear_below_the_certified_thresholds_is_refused(full_spec, gear):
+    setting = full_spec.settings["fp32/fp32/fp32"].model_dump()
+    Setting.model_validate({**setting, "gears": [(0.9, [0.5, 0.6, 0.5, 1.0]), (0.8125, 0.5)]})
+    with pytest.raises(pydantic.ValidationError, match="below the certified thresholds"):
+        Setting.model_validate({**setting, "gears": [gear]})
+
+
+def test_a_certificate_by_class_has_no_single_threshold(full_spec):
+    certificate = full_spec.settings["fp32/fp32/fp32"].certificate
+    single = certificate.model_copy(update={"thresholds": ([0.75, 0.5],)})
+    with pytest.raises(ValueError, match="2 thresholds, one per class"):
+        _ = single.threshold
+
+
+def test_fields_that_came_later_leave_a_digest_alone_until_they_are_used():
+    path = ThresholdPath()
+    before = {k: v for k, v in path.model_dump(mode="json").items() if k != "class_offsets"}
+    text = json.dumps(before, sort_keys=True, separators=(",", ":"))
+    assert digest(path, later=["class_offsets"]) == hashlib.sha256(text.encode()).hexdigest()
+    assert digest(path) != digest(path, later=["class_offsets"])
+    by_class = ThresholdPath(class_offsets=((0.0, 0.0),))
+    assert digest(by_class, later=["class_offsets"]) == digest(by_class)
 
 
 def test_a_spec_made_in_python_is_checked_as_one_from_a_file(content, changed):
