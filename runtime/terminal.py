@@ -16,6 +16,8 @@ EXTRAS = {
     "matplotlib": "plot",
     "onnx": "onnx",
     "pycuda": "cuda",
+    "scipy": "train",
+    "sklearn": "train",
     "torch": "train",
 }
 

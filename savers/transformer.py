@@ -89,3 +89,24 @@ def vision_transformer(width: int, depth: int, *, heads: int = 4) -> nn.Sequenti
         MeanOfTokens(),
         nn.Linear(width, 10),
     )
+
+
+def patch_transformer(side: int, *, patch: int, width: int, depth: int) -> nn.Sequential:
+    """Return a transformer over square patches of an image, four times as wide inside its blocks.
+
+    Module 0 cuts the patches, 1 makes tokens of them, and the blocks follow.
+
+    Parameters
+    ----------
+    side, patch
+        Of the image ``f32 [n, 1, side, side]`` and of a patch, in pixels.
+    """
+    count = (side // patch) ** 2
+    return nn.Sequential(
+        nn.Conv2d(1, width, patch, patch),
+        Tokens(count, width),
+        *(Block(count, width, heads=4, hidden=4 * width) for _ in range(depth)),
+        nn.LayerNorm(width),
+        MeanOfTokens(),
+        nn.Linear(width, 10),
+    )
