@@ -37,9 +37,10 @@ def load(path: Path, recipe: Recipe) -> dict[str, Any]:
     """
     try:
         state = cast(dict[str, Any], torch.load(path, weights_only=True))
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (RuntimeError, EOFError, pickle.UnpicklingError):
         raise InputError(
-            f"{path}: damaged ({str(error).splitlines()[0]}). Delete it to train from the start."
+            f"{path}: expected a checkpoint of a training, got a file that is damaged or something "
+            "else. Delete it to train from the start."
         ) from None
     if not recipe.is_described_by(state.get("recipe", {})):
         raise InputError(
