@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol
@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.bundle import Bundle, load_bundle
-from runtime.certification import Certification, certification
+from runtime.certification import Certification
 from runtime.devices import GpuOptions, open_executor
 from runtime.errors import BundleError, ClosedError, InputError
+from runtime.gears import Gearbox, Vector
 from runtime.golden import check_frames, load_golden
 from runtime.preprocess import Frames
-from runtime.schema import Form, Setting, Threshold
+from runtime.schema import Form, Threshold
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,15 @@ class Results:
         i8 [N], which stage answered, 0 being the first saver.
     certification
         What can be said of the accuracy of these answers.
+    gear
+        Which of `Cascade.gears` was in force; None for other thresholds.
     """
 
     label: npt.NDArray[np.int32]
     confidence: npt.NDArray[np.float32]
     stage: npt.NDArray[np.int8]
     certification: Certification
+    gear: int | None = None
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -77,6 +81,9 @@ class Executor(Protocol):
 
     def borrow(self, frames: Any) -> Any:
         """Return frames as `submit` takes them, without a copy where that can be."""
+
+    def copy_rows(self, frames: Any, rows: npt.NDArray[np.int64]) -> Frames:
+        """Return a copy of some frames in memory of the host."""
 
     def submit(
         self,
@@ -129,7 +136,7 @@ class Cascade:
         self.forms = forms
         self._lock = threading.Lock()
         self._closed = False
-        self.thresholds = _setting(bundle, forms).thresholds
+        self._gearbox = Gearbox(bundle, forms, engine=executor.engine)
 
     @classmethod
     def load(
@@ -208,32 +215,61 @@ class Cascade:
     @property
     def thresholds(self) -> tuple[Threshold, ...]:
         """One threshold per gate. Others than the certified ones end the certificate's cover."""
-        return self._thresholds
+        return self._gearbox.now.thresholds
 
     @thresholds.setter
     def thresholds(self, values: Sequence[Threshold]) -> None:
-        spec = self.bundle.spec
-        if len(values) != len(spec.gates):
-            raise InputError(
-                f"thresholds: expected {len(spec.gates)}, one per gate, got {len(values)}."
-            )
-        arrays = [np.asarray(value, np.float32) for value in values]
-        for array in arrays:
-            if (
-                array.shape not in ((), (len(spec.labels),))
-                or not ((array >= 0) & (array <= 1)).all()
-            ):
-                raise InputError(
-                    "thresholds: expected numbers in [0, 1], one or one per class "
-                    f"({len(spec.labels)}), got {array.tolist()}."
-                )
-        plain = tuple(np.asarray(value).tolist() for value in values)
-        certified = certification(spec, self.forms, engine=self.executor.engine, thresholds=plain)
-        # Together, so that no batch under way is answered by one and named after the other.
+        # Under the lock, so that no batch is answered by one and named after the other.
         with self._lock:
-            self._thresholds = plain
-            self._float_thresholds = [float(a) if a.ndim == 0 else a for a in arrays]
-            self.certification = certified
+            self._gearbox.take(values)
+
+    @property
+    def certification(self) -> Certification:
+        """What can be said of the accuracy of the next answers."""
+        return self._gearbox.now.certification
+
+    @property
+    def gears(self) -> tuple[Vector, ...]:
+        """The threshold vectors under the bundle's certificate; the certified, cheapest first."""
+        return self._gearbox.gears
+
+    @property
+    def gear(self) -> int | None:
+        """Which of the gears is in force; None where it is none of them."""
+        return self._gearbox.now.gear
+
+    def shift(self, gear: int) -> int:
+        """Take a gear for the next batches, or the lowest that no drift alarm has ruled out.
+
+        No graph is captured anew: devices read thresholds with each batch. See `runtime.gears` for
+        what a gear may depend on.
+
+        Returns
+        -------
+        int
+            The gear that is in force now.
+
+        Raises
+        ------
+        InputError
+            When there is no such gear.
+        """
+        with self._lock:
+            return self._gearbox.shift(gear)
+
+    def rule_out(self, gear: int) -> int:
+        """Rule out a gear and those below it: a drift alarm was raised there.
+
+        From now on no answer of this cascade is called certified, whatever its gear. The highest
+        gear stays. A cascade that is loaded anew knows nothing of it.
+
+        Returns
+        -------
+        int
+            The lowest gear that is left.
+        """
+        with self._lock:
+            return self._gearbox.rule_out(gear)
 
     def run(self, frames: Frames, *, force: npt.NDArray[np.uint8] | None = None) -> Results:
         """Classify frames and wait for the answers.
@@ -264,18 +300,20 @@ class Cascade:
             self._require_open()
             checked = check_frames(self.executor.borrow(frames), self.bundle.spec.input)
             forced = None if force is None else self._check_force(force, len(checked))
+            now = self._gearbox.now
             results = Results(
                 np.empty(len(checked), np.int32),
                 np.empty(len(checked), np.float32),
                 np.empty(len(checked), np.int8),
-                self.certification,
+                now.certification,
+                now.gear,
             )
             step = min(self.batch, self.executor.batch)
             parts = [slice(start, start + step) for start in range(0, len(checked), step)]
             tickets = [
                 self.executor.submit(
                     checked[part],
-                    self._float_thresholds,
+                    now.values,
                     (results.label[part], results.confidence[part], results.stage[part]),
                     force=None if forced is None else forced[:, part],
                 )
@@ -285,13 +323,13 @@ class Cascade:
 
     def stream(self, batches: Iterable[Frames]) -> Iterator[Results]:
         """Classify batches in order, with up to two under way."""
-        waiting: deque[Pending] = deque()
-        for frames in batches:
-            waiting.append(self.submit(frames))
-            if len(waiting) == 2:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        return streamed(self.submit, batches)
+
+    def copy_rows(self, frames: Any, rows: npt.NDArray[np.int64]) -> Frames:
+        """Return some of the frames that `submit` took, copied to memory of the host."""
+        with self._lock:
+            self._require_open()
+            return self.executor.copy_rows(self.executor.borrow(frames), rows)
 
     def check_golden(self) -> None:
         """Run the bundle's golden samples through every stage.
@@ -342,12 +380,12 @@ class Cascade:
         return np.broadcast_to(array, (gates, rows))
 
 
-def _setting(bundle: Bundle, forms: tuple[Form, ...]) -> Setting:
-    found = bundle.spec.settings.get("/".join(forms))
-    if found is None:
-        raise BundleError(
-            f"{bundle.folder}: cascade.json has no thresholds for {'/'.join(forms)}; "
-            f"it has {', '.join(bundle.spec.settings) or 'none'}. "
-            "Choose them: python -m calibration.search --help"
-        )
-    return found
+def streamed(submit: Callable[[Frames], Pending], batches: Iterable[Frames]) -> Iterator[Results]:
+    """Classify batches in order, with up to two under way."""
+    waiting: deque[Pending] = deque()
+    for frames in batches:
+        waiting.append(submit(frames))
+        if len(waiting) == 2:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.launch import DeviceArray
 from runtime.cuda import CudaDevice
 from runtime.cuda_resources import Stream
 from runtime.driver import wait_for_stream
@@ -53,6 +54,11 @@ class DeviceFrames:
         address = self.address + start * math.prod(self.shape[1:])
         shape = (stop - start, *self.shape[1:])
         return DeviceFrames(address, shape, owner=self._owner, ready=self._ready)
+
+    @property
+    def array(self) -> DeviceArray:
+        """The same as the kernels' launches take it."""
+        return DeviceArray(self.address, self.dtype, self.shape)
 
     def order(self, stream: Stream) -> None:
         """Let a stream's further work start after what fills the frames."""
