@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -55,6 +55,11 @@ EMULATED_BATCHES = 4
     show_default=True,
     help="Times on a GPU hold the copies of frames and answers, or neither.",
 )
+@click.option(
+    "--profile-layers",
+    is_flag=True,
+    help="Let TensorRT time each layer, and show the slowest: other times are then longer.",
+)
 @click.option("--batch", default=32, show_default=True, help="Images that arrive together.")
 @click.option(
     "--iterations", default=1_000, show_default=True, help="Batches to measure, at least."
@@ -102,8 +107,11 @@ def main(**options: Any) -> None:
       python -m runtime.bench --batch 8 --threads 1 --json result.json --plot curve.png
       python -m runtime.bench --bundle my/bundle --data my/test.npz
       python -m runtime.bench --device cuda --mode graph --no-transfers
+      python -m runtime.bench --device cuda --mode host --profile-layers
     """
-    sys.exit(run_bench(Options(gpu=take_gpu_options(options), **options)))
+    profile_layers = options.pop("profile_layers")
+    gpu = replace(take_gpu_options(options), profile_layers=profile_layers)
+    sys.exit(run_bench(Options(gpu=gpu, **options)))
 
 
 @dataclass(frozen=True)
@@ -232,14 +240,27 @@ def _load_cascade(bundle: Bundle, options: Options) -> Cascade:
     if isinstance(cascade.executor, HostExecutor) and cascade.batch < most:
         cascade.close()  # there is a GPU, and it could not be used
         cascade = load("cpu", batch=most)
-    if options.memory and not isinstance(cascade.executor, HostExecutor):
+    try:
+        _check_device(options, on_cpu=isinstance(cascade.executor, HostExecutor))
+    except InputError:
         cascade.close()
-        raise InputError("--memory: only for the CPU; what a GPU needs is always shown.")
+        raise
     if options.threshold:
         values = _numbers("--threshold", options.threshold, 0, 1)
         gates = len(bundle.spec.gates)
         cascade.thresholds = tuple(values * gates if len(values) == 1 else values)
     return cascade
+
+
+def _check_device(options: Options, *, on_cpu: bool) -> None:
+    """Refuse what the device that was found cannot do."""
+    if options.memory and not on_cpu:
+        raise InputError("--memory: only for the CPU; what a GPU needs is always shown.")
+    if options.gpu.profile_layers and on_cpu:
+        raise InputError(
+            "--profile-layers: TensorRT has a profiler, the CPU's engine has none. "
+            "Choose a GPU: --device cuda"
+        )
 
 
 def _load_images(bundle: Bundle, options: Options) -> Images:

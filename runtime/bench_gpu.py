@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kernels import ops
-from runtime.bench_stages import Clock, DeviceFacts, Force, Split
+from runtime.bench_alone import StageAlone
+from runtime.bench_stages import Clock, DeviceFacts, Force, LayerUse, Split
 from runtime.cascade import Cascade
 from runtime.cuda_resources import Event, Resources
 from runtime.doctor_board import clocks_held, power_mode
@@ -21,10 +21,8 @@ from runtime.doctor_system import System
 from runtime.driver import board, is_emulated
 from runtime.gpu import SLOTS, GpuExecutor
 from runtime.gpu_slot import Request, Slot
-from runtime.gpu_stage import StagePlan
-from runtime.graphs import Graphs
-from runtime.preprocess import Frames, network_input
-from runtime.schema import Score
+from runtime.preprocess import Frames
+from runtime.profiling import LayerTime
 
 _WITH_TRANSFERS = (
     "wall time from u8 frames in host memory to answers there: upload, preprocessing, engines, "
@@ -33,6 +31,11 @@ _WITH_TRANSFERS = (
 _WITHOUT_TRANSFERS = (
     "wall time from u8 frames in the GPU's memory to answers there: preprocessing, engines, "
     "gates, gather, scatter; settings and the table of frames still go up; one batch at a time"
+)
+
+_PROFILED = (
+    "TensorRT times each layer and waits for each engine, so all other times are longer than "
+    "without --profile-layers"
 )
 
 
@@ -119,6 +122,11 @@ class GpuStages:
 
     def run(self, frames: Any, force: Force) -> None:
         """See `Stages`."""
+        self._executor.take_layer_times()  # of what ran since: engines alone, a large model alone
+        self._run(frames, force)
+        self._add_layers()
+
+    def _run(self, frames: Any, force: Force) -> None:
         before = replace(self._executor.device.activity)
         if self._transfers:
             pending = self._cascade.submit(frames, force=force)
@@ -173,6 +181,7 @@ class GpuStages:
         """See `Stages`."""
         self._used = [_Used() for _ in self._executor.plans]
         self._asked = _Asked()
+        self._layers: list[dict[str, LayerTime]] = [{} for _ in self._executor.plans]
 
     def per_batch(self) -> dict[str, float | None]:
         """See `Stages`."""
@@ -185,6 +194,17 @@ class GpuStages:
             "upload_seconds": asked.upload / 1e3 / asked.traced if has_transfers else None,
             "download_seconds": asked.download / 1e3 / asked.traced if has_transfers else None,
         }
+
+    def layers(self) -> list[LayerUse] | None:
+        """See `Stages`."""
+        if not self._executor.profiles_layers:
+            return None
+        batches = max(1, self._asked.batches)
+        return [
+            LayerUse(stage, layer, used.runs / batches, used.milliseconds / 1e3 / batches)
+            for stage, layers in zip(self._cascade.stage_names, self._layers, strict=True)
+            for layer, used in layers.items()
+        ]
 
     def batch_sizes(self, number: int, wanted: Sequence[int]) -> tuple[int, ...]:
         """See `Stages`: those that its engine was built for."""
@@ -214,6 +234,12 @@ class GpuStages:
             for alone in self._alone.values():
                 stack.callback(alone.close)
             self._alone.clear()
+
+    def _add_layers(self) -> None:
+        for sums, taken in zip(self._layers, self._executor.take_layer_times(), strict=True):
+            for layer, used in taken.items():
+                runs, milliseconds = sums.get(layer, (0, 0.0))
+                sums[layer] = LayerTime(runs + used.runs, milliseconds + used.milliseconds)
 
     def _traced(
         self, slot: Slot, request: Request, sizes: Sequence[int], marks: Iterator[Event]
@@ -258,63 +284,6 @@ class GpuStages:
         return [np.asarray(threshold, np.float32) for threshold in self._cascade.thresholds]
 
 
-class StageAlone:
-    """One stage without gates: frames up, its engine, its answers down. Owns its memory.
-
-    It is launched as the cascade is: as one graph where that runs graphs.
-    """
-
-    def __init__(self, executor: GpuExecutor, number: int) -> None:
-        plan = executor.plans[number]
-        buckets = tuple(plan.engine.buckets)
-        size = max(executor.batch, buckets[-1])
-        alone = StagePlan(
-            0,
-            plan.spec,
-            plan.engine,
-            Score(),
-            network_input(plan.spec.preprocessing),
-            buckets,
-            ops.rounds(size, buckets),
-        )
-        self._graphs = Graphs(executor.device) if executor.mode == "graph" else None
-        self._slot = Slot(executor.device, [alone], executor.pixels, size=size, padded=False)
-
-    def classify(self, frames: Any, *, fetch: bool) -> None:
-        """Run it, and wait until the answers are there: on the host, or on the device."""
-        slot = self._slot
-        slot.upload(Request(frames, [], None))
-        self._launch(len(frames))
-        if not fetch:
-            slot.settle()
-            return
-        slot.download()
-        slot.wait()
-        for answer in slot.answers():
-            answer.copy()
-
-    def close(self) -> None:
-        """Free everything; a second call does nothing."""
-        self._slot.close()
-
-    def _launch(self, rows: int) -> None:
-        slot, graphs = self._slot, self._graphs
-        if graphs is None:
-            self._enqueue(rows)
-            return
-        if rows not in slot.graphs:
-            slot.graphs[rows] = graphs.capture(
-                slot.stream, slot.body_stream, lambda _: self._enqueue(rows)
-            )
-        slot.graphs[rows].launch(slot.stream)
-
-    def _enqueue(self, rows: int) -> None:
-        (work,), stream = self._slot.works, self._slot.stream
-        work.enqueue_feed(stream)
-        work.run_rows(rows, stream)
-        work.enqueue_decision(stream)
-
-
 def _resident(resources: Resources, batches: Sequence[Frames]) -> list[ResidentFrames]:
     """Return a copy on the device; the batches have one shape."""
     frames = np.stack(batches)
@@ -346,6 +315,7 @@ def _facts(executor: GpuExecutor, *, transfers: bool, emulated: bool) -> dict[st
         "mode": executor.mode,
         "mode_reason": executor.mode_reason,
         "transfers": transfers,
+        "profiles_layers": executor.profiles_layers,
         "slots": SLOTS,
         "slot_bytes": executor.slot_bytes,
         "plans": [plan.engine.name for plan in executor.plans],
@@ -367,4 +337,5 @@ def _lines(facts: Mapping[str, Any]) -> dict[str, str]:
         "memory": f"{facts['slot_bytes'] / 2**20:.1f} MiB per batch under way, "
         f"{facts['slots']} of them",
         "measured": _WITH_TRANSFERS if facts["transfers"] else _WITHOUT_TRANSFERS,
+        **({"profiler": _PROFILED} if facts["profiles_layers"] else {}),
     }

@@ -9,6 +9,7 @@ import math
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from kernels.files import replacing
 from runtime.bench_accuracy import Accuracy
-from runtime.bench_stages import Split, Stages
+from runtime.bench_stages import LayerUse, Split, Stages
 from runtime.bench_timing import Timing
 from runtime.cascade import Cascade
 from runtime.errors import InputError
@@ -64,6 +65,7 @@ def build(
         "split_clock": stages.clock,
         "stage_split": [_split(split, timed=not device.emulated) for split in stages.split()],
         "per_batch": stages.per_batch(),
+        "layers": _layers(stages.layers(), timed=not device.emulated),
         "certificate": _certificate(cascade),
         "interrupted": timing.interrupted,
     }
@@ -211,6 +213,12 @@ def _split(split: Split, *, timed: bool) -> Report:
         "engine_seconds": split.engine if timed else None,
         "gate_seconds": split.gate if timed else None,
     }
+
+
+def _layers(layers: list[LayerUse] | None, *, timed: bool) -> list[Report] | None:
+    if layers is None:
+        return None
+    return [{**asdict(used), "seconds": used.seconds if timed else None} for used in layers]
 
 
 def _certificate(cascade: Cascade) -> Report:

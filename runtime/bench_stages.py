@@ -44,6 +44,24 @@ class Split:
 
 
 @dataclass(frozen=True)
+class LayerUse:
+    """What a layer of a stage's engine has used: means over the measured batches.
+
+    Attributes
+    ----------
+    runs
+        How often its engine ran.
+    seconds
+        Of the GPU's time.
+    """
+
+    stage: str
+    layer: str
+    runs: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class DeviceFacts:
     """What ran.
 
@@ -102,6 +120,9 @@ class Stages(Protocol):
 
     def per_batch(self) -> dict[str, float | None] | None:
         """Return what the host has asked of the device per `run`; None where it is the device."""
+
+    def layers(self) -> list[LayerUse] | None:
+        """Return what the layers have used in `run` since `reset`; None if nobody asked for it."""
 
     def batch_sizes(self, number: int, wanted: Sequence[int]) -> tuple[int, ...]:
         """Return the batch sizes among which a stage alone has its best."""
@@ -171,6 +192,10 @@ class HostStages:
 
     def per_batch(self) -> None:
         """See `Stages`."""
+        return
+
+    def layers(self) -> None:
+        """See `Stages`: only TensorRT times them."""
         return
 
     def batch_sizes(self, number: int, wanted: Sequence[int]) -> tuple[int, ...]:

@@ -17,6 +17,9 @@ from runtime.environment import MachineFacts
 from runtime.images import Images
 from runtime.measurement import P99_NEEDS
 
+SLOWEST_LAYERS = 8
+"""Of a stage, in the table; all stand in the JSON."""
+
 EMULATED = "EMULATION: no GPU has run. Times would mean nothing, so there are none."
 
 
@@ -50,6 +53,8 @@ def tables(report: Report) -> RenderableType:
         parts.append(f"[yellow]{EMULATED}")
     else:
         parts.append(_split_table(report))
+        if report["layers"] is not None:
+            parts.append(_layer_table(report))
     if report["interrupted"]:
         parts.append("[yellow]Interrupted: the numbers cover only what was measured until then.")
     return Group(*parts)
@@ -158,6 +163,21 @@ def _split_table(report: Report) -> Table:
     for stage in stages:
         cells = (form.format(stage[part] / (whole or 1)) for part in parts)
         table.add_row(stage["stage"], f"{stage['rows']:,}", *cells)
+    return table
+
+
+def _layer_table(report: Report) -> Table:
+    """Return the slowest layers of each stage; a share is of all layers of the stage."""
+    table = _table("the slowest layers, by TensorRT's profiler")
+    for column in ("stage", "layer", "ms per batch", "share"):
+        table.add_column(column, justify="left" if column in ("stage", "layer") else "right")
+    for stage in report["stages"]:
+        layers = [used for used in report["layers"] if used["stage"] == stage]
+        layers.sort(key=lambda used: -used["seconds"])
+        whole = sum(used["seconds"] for used in layers) or 1
+        for used in layers[:SLOWEST_LAYERS]:
+            times = (f"{1e3 * used['seconds']:.3g}", f"{100 * used['seconds'] / whole:.1f} %")
+            table.add_row(stage, escape(used["layer"]), *times)
     return table
 
 

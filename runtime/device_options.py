@@ -42,9 +42,16 @@ _NO_VERIFY = click.option(
 )
 
 
+_NVTX = click.option(
+    "--nvtx",
+    is_flag=True,
+    help="Name batches, stages and layers for Nsight Systems; needs the package nvtx.",
+)
+
+
 def device_options(command: _Command) -> _Command:
-    """Add ``--device``, ``--mode``, ``--library``, ``--host-code`` and ``--no-verify``."""
-    for option in (_NO_VERIFY, HOST_CODE, LIBRARY, _MODE, _DEVICE):
+    """Add ``--device``, ``--mode``, ``--library``, ``--host-code``, ``--no-verify``, ``--nvtx``."""
+    for option in (_NVTX, _NO_VERIFY, HOST_CODE, LIBRARY, _MODE, _DEVICE):
         command = option(command)
     return command
 
@@ -57,4 +64,5 @@ def take_gpu_options(values: dict[str, Any]) -> GpuOptions:
         library=values.pop("library"),
         host_code=values.pop("host_code"),
         verify=not no_verify,
+        nvtx=values.pop("nvtx"),
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, get_args
 
 from runtime.bundle import Bundle
@@ -27,8 +27,10 @@ from runtime.session import available_threads
 if TYPE_CHECKING:
     from runtime.cascade import Executor
     from runtime.cuda import CudaDevice
-    from runtime.gpu import GpuExecutor, Mode
+    from runtime.gpu import GpuExecutor
+    from runtime.gpu_modes import Mode
     from runtime.plans import Library
+    from runtime.tensorrt_engine import EngineOptions
 
 log = logging.getLogger(__name__)
 
@@ -46,19 +48,26 @@ class GpuOptions:
     Attributes
     ----------
     mode
-        How engines are launched, see `runtime.gpu`; None chooses.
+        How engines are launched, see `runtime.gpu_modes`; None chooses.
     library
         TensorRT, or TensorRT-RTX.
     host_code
         Allow plans with code for the host, as version-compatible ones: only for plans of your own.
     verify
         Check kernels, plans and modes the first time that they meet this GPU and driver.
+    profile_layers
+        Let TensorRT time each layer: slower, and not in mode ``graph``; see
+        `runtime.gpu.GpuExecutor.take_layer_times`.
+    nvtx
+        Name batches, stages and TensorRT's layers for Nsight Systems.
     """
 
     mode: Mode | None = None
     library: Library = "tensorrt"
     host_code: bool = False
     verify: bool = True
+    profile_layers: bool = False
+    nvtx: bool = False
 
 
 def open_executor(
@@ -114,15 +123,31 @@ class Opened:
     ----------
     plans
         One per stage.
-    executor
-        Makes an executor in a launch mode; None chooses one.
+    options
+        How engines are run where nobody profiles them.
     """
 
     bundle: Bundle
     forms: tuple[Form, ...]
     plans: tuple[Plan, ...]
     device: CudaDevice
-    executor: Callable[[Mode | None], GpuExecutor]
+    options: EngineOptions
+    batch: int
+
+    def executor(
+        self, mode: Mode | None = None, options: EngineOptions | None = None
+    ) -> GpuExecutor:
+        """Return an executor in a launch mode; None chooses one."""
+        from runtime.gpu import GpuExecutor
+
+        return GpuExecutor(
+            self.bundle,
+            self.plans,
+            self.device,
+            batch=self.batch,
+            mode=mode,
+            options=options or self.options,
+        )
 
 
 @contextmanager
@@ -174,11 +199,12 @@ def _open_gpu(
                 f"{opened.device.gpu.name}: the self-check failed: {failed[gpu.mode]}. "
                 "Use another mode."
             )
+        watched = replace(opened.options, profile_layers=gpu.profile_layers, nvtx=gpu.nvtx)
         if gpu.mode is None and "graph" in failed:
-            executor = opened.executor("host")
+            executor = opened.executor("host", watched)
             executor.mode_reason = f"the self-check failed: {failed['graph']}"
         else:
-            executor = opened.executor(gpu.mode)
+            executor = opened.executor(gpu.mode, watched)
         executor.closes_device = True
         return executor, opened.forms
     except GraphError as error:
@@ -196,8 +222,7 @@ def _prepare(
     bundle: Bundle, index: int, forms: Sequence[Form] | None, *, batch: int, gpu: GpuOptions
 ) -> Opened:
     from runtime.cuda import CudaDevice
-    from runtime.gpu import GpuExecutor
-    from runtime.tensorrt_engine import tensorrt_runtime
+    from runtime.tensorrt_engine import EngineOptions, tensorrt_runtime
 
     chosen = _choose(bundle, forms, GPU_FORMS, GPU_FORMS, "a GPU")
     device = CudaDevice(index)
@@ -208,10 +233,7 @@ def _prepare(
         device.close()
         raise
 
-    def executor(mode: Mode | None) -> GpuExecutor:
-        return GpuExecutor(bundle, plans, device, batch=batch, mode=mode, host_code=gpu.host_code)
-
-    return Opened(bundle, chosen, plans, device, executor)
+    return Opened(bundle, chosen, plans, device, EngineOptions(gpu.host_code), batch)
 
 
 def _parse(device: str) -> tuple[str, int]:

@@ -1,45 +1,30 @@
-"""The cascade on a GPU: TensorRT engines and the project's kernels, two batches in flight.
-
-How the large engine is launched, though only the device knows how many rows reach it:
-
-``graph``
-    The whole batch is one CUDA graph; the gate selects the engine's batch size on the device. The
-    host never waits before the results.
-``host``
-    The host waits for each gate's count, 4 bytes, and enqueues just that.
-``padded``
-    Every round runs at the largest batch size, whatever the count: no wait, and most work.
-"""
+"""The cascade on a GPU: TensorRT engines and the project's kernels, two batches in flight."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from kernels import ops
 from kernels.frames import PixelFormat
-from kernels.launch import DeviceArray
 from runtime.bundle import Bundle
 from runtime.cuda import CudaDevice
 from runtime.device_frames import borrow, is_on_device
-from runtime.errors import DeviceError, GraphError, InputError, TensorRTError, TinysaverError
+from runtime.errors import InputError, TinysaverError
 from runtime.gpu_interface import check_engines
+from runtime.gpu_modes import Launcher, Mode
 from runtime.gpu_slot import Answers, Frames, Request, Slot
-from runtime.gpu_stage import StagePlan, StageWork, plan_stage
-from runtime.graphs import Capture, Graphs
+from runtime.gpu_stage import StagePlan, plan_stage
 from runtime.plans import Plan
+from runtime.profiling import LayerTime, Ranges
 from runtime.schema import Score
-from runtime.tensorrt_engine import Engine
+from runtime.tensorrt_engine import DEFAULTS, Engine, EngineOptions
 
 log = logging.getLogger(__name__)
-
-Mode = Literal["host", "padded", "graph"]
 
 MODULES = ("preprocess", "gate", "gather", "scatter")
 SLOTS = 2
@@ -86,9 +71,9 @@ class GpuExecutor:
     batch
         The most frames that run at once.
     mode
-        None takes ``graph`` where the driver can do it, else ``host``.
-    host_code
-        Allow plans that contain code for the host.
+        See `runtime.gpu_modes`; None takes ``graph`` where the driver can do it, else ``host``.
+    options
+        How the engines are run.
 
     Raises
     ------
@@ -115,12 +100,15 @@ class GpuExecutor:
         *,
         batch: int,
         mode: Mode | None = None,
-        host_code: bool = False,
+        options: EngineOptions = DEFAULTS,
     ) -> None:
         if mode is not None and mode not in get_args(Mode):
             raise InputError(f"mode: expected {', '.join(get_args(Mode))}, got {mode!r}.")
         self.device = device
         self.closes_device = False
+        self._options = options
+        self._ranges = Ranges(wanted=options.nvtx)
+        self._launcher = Launcher(device, self._ranges)
         self._bundle = bundle
         self._next = 0
         self._tickets: list[Ticket | None] = [None] * SLOTS
@@ -130,7 +118,7 @@ class GpuExecutor:
             for module in MODULES:
                 device.load(module)
             for plan in plans:
-                self._engines.append(Engine(plan, device, host_code=host_code))
+                self._engines.append(Engine(plan, device, options))
             check_engines(bundle, self._engines)
             self.plans = _plan_stages(bundle, self._engines, batch)
             with device.active():
@@ -185,9 +173,10 @@ class GpuExecutor:
             self._finish(number)
             slot = self._slots[number]
             try:
-                slot.upload(Request(frames, thresholds, force))
-                self.enqueue(slot)
-                slot.download()
+                with self._ranges("batch"):
+                    slot.upload(Request(frames, thresholds, force))
+                    self.enqueue(slot)
+                    slot.download()
             except BaseException:
                 self._abandon(slot)
                 raise
@@ -200,6 +189,25 @@ class GpuExecutor:
             return np.asarray(frames)
         with self.device.active():
             return borrow(frames, self._slots[0].stream)
+
+    def copy_rows(self, frames: Frames, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """Return a copy of some frames, in memory of the host."""
+        if isinstance(frames, np.ndarray):
+            return frames[rows]
+        with self.device.active():
+            stream = self._slots[0].stream
+            frames.order(stream)
+            picked = [stream.download(frames[row : row + 1].array) for row in rows.tolist()]
+        return np.concatenate([np.empty((0, *frames.shape[1:]), np.uint8), *picked])
+
+    @property
+    def profiles_layers(self) -> bool:
+        """Whether TensorRT times each layer."""
+        return self._options.profile_layers
+
+    def take_layer_times(self) -> list[dict[str, LayerTime]]:
+        """Return per stage what its layers have used since the last call, by name, if profiled."""
+        return [plan.engine.layer_times.take() for plan in self.plans]
 
     def idle_slot(self) -> Slot:
         """Finish the batches in flight and return a slot, for those who measure.
@@ -252,86 +260,10 @@ class GpuExecutor:
             self._warm_up(slot)
         for engine in self._engines:
             engine.keep_compiled()
-        self.enqueue: Callable[[Slot], None] = self._enqueue_host
-        self.mode: Mode = "host"
-        self.mode_reason = "asked for"
-        if mode == "padded":
-            self.mode, self.enqueue = mode, self._enqueue_padded
-        elif mode != "host":
-            self._try_graph(required=mode == "graph")
+        self._launcher.choose(self._slots, mode)
+        self.mode, self.mode_reason = self._launcher.mode, self._launcher.reason
+        self.enqueue: Callable[[Slot], None] = self._launcher.enqueue
         log.info("launch mode %s: %s", self.mode, self.mode_reason)
-
-    def _try_graph(self, *, required: bool) -> None:
-        try:
-            graphs = Graphs(self.device)
-            self._check_branches(graphs)
-            self.device.load("select")
-            for slot in self._slots:
-                for stage in slot.works:
-                    if not stage.is_capturable():
-                        raise GraphError(f"plan {stage.plan.engine.name} cannot be captured")
-                for bucket in self.plans[0].buckets:
-                    work = partial(self._capture, slot, bucket)
-                    slot.graphs[bucket] = graphs.capture(slot.stream, slot.body_stream, work)
-        except (DeviceError, TensorRTError) as error:
-            for slot in self._slots:
-                slot.drop_graphs()
-            if required or not self.device.is_usable:
-                raise
-            self.mode_reason = f"no graph: {error}"
-            return
-        kind = "SWITCH" if graphs.uses_switch else "IF"
-        self.mode, self.enqueue = "graph", self._enqueue_graph
-        self.mode_reason = f"{kind} nodes, no wait for a count"
-
-    def _check_branches(self, graphs: Graphs) -> None:
-        most = max(len(plan.buckets) for plan in self.plans)
-        if not graphs.uses_switch and most > ops.MOST_HANDLES:
-            raise GraphError(f"{most} batch sizes, IF nodes allow {ops.MOST_HANDLES}")
-
-    def _enqueue_host(self, slot: Slot) -> None:
-        rows = slot.rows
-        for number, work in enumerate(slot.works):
-            if number > 0:
-                rows = slot.wait_for_count(number - 1)
-                if rows == 0:
-                    return
-            work.enqueue_feed(slot.stream)
-            work.run_rows(rows, slot.stream)
-            work.enqueue_decision(slot.stream)
-
-    def _enqueue_padded(self, slot: Slot) -> None:
-        for number, work in enumerate(slot.works):
-            work.enqueue_feed(slot.stream)
-            work.run_rows(work.plan.rows if number else slot.rows, slot.stream)
-            work.enqueue_decision(slot.stream)
-
-    def _enqueue_graph(self, slot: Slot) -> None:
-        slot.graphs[self.plans[0].bucket_for(slot.rows)].launch(slot.stream)
-
-    def _capture(self, slot: Slot, bucket: int, capture: Capture) -> None:
-        """Enqueue a batch whose first stage runs at ``bucket``, branching where a count decides."""
-        for number, work in enumerate(slot.works):
-            work.enqueue_feed(slot.stream)
-            if number == 0:
-                work.run(bucket, slot.stream)
-            else:
-                index = slot.works[number - 1].bucket_index
-                assert index is not None
-                for round_ in range(work.plan.rounds):
-                    self._branch(slot, work, capture, _item(index, round_), round_)
-            work.enqueue_decision(slot.stream)
-
-    def _branch(
-        self, slot: Slot, work: StageWork, capture: Capture, index: DeviceArray, round_: int
-    ) -> None:
-        def select(handles: Sequence[int], is_switch: bool) -> None:
-            launch = ops.select(index, handles, is_switch=is_switch)
-            launch.enqueue(self.device, stream=slot.stream.handle)
-
-        first = round_ * work.plan.largest
-        bodies = [partial(work.run, size, first=first) for size in work.plan.buckets]
-        capture.branch(bodies, select)
 
     def _warm_up(self, slot: Slot) -> None:
         """Run everything once: a first launch may load a kernel, a first batch allocates memory.
@@ -341,7 +273,7 @@ class GpuExecutor:
         height, width, channels = self._bundle.spec.input.shape
         frame = (height or 6, width or 6, channels)  # fits all colours
         slot.upload(self._escalate_all(np.zeros((self.batch, *frame), np.uint8)))
-        self._enqueue_host(slot)
+        self._launcher.enqueue_host(slot)
         slot.settle()
 
     def _escalate_all(self, frames: npt.NDArray[np.uint8]) -> Request:
@@ -371,7 +303,3 @@ def _plan_stages(bundle: Bundle, engines: Sequence[Engine], batch: int) -> list[
         size = plans[0].largest if plans else batch
         plans.append(plan_stage(number, stage, engine, score, batch=size))
     return plans
-
-
-def _item(array: DeviceArray, index: int) -> DeviceArray:
-    return DeviceArray(array.address + index * array.dtype.itemsize, array.dtype, (1,))

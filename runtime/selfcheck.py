@@ -27,7 +27,8 @@ from runtime.cuda import CudaDevice
 from runtime.devices import Opened
 from runtime.errors import DeviceError, GraphError, PlanError, TensorRTError
 from runtime.golden import GOLDEN_TOLERANCE, Golden, load_golden
-from runtime.gpu import GpuExecutor, Mode
+from runtime.gpu import GpuExecutor
+from runtime.gpu_modes import Mode
 from runtime.kernel_check import check_kernels
 from runtime.schema import Schema, Score
 

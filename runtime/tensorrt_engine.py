@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from runtime.cuda import CudaDevice
 from runtime.cuda_resources import DeviceMemory, Stream
 from runtime.errors import TensorRTError
 from runtime.plans import LIBRARY_NAMES, Library, Plan
+from runtime.profiling import LayerTimes, layer_profiler
 from runtime.rtx_cache import RuntimeCache, cache_path
 
 log = logging.getLogger(__name__)
@@ -126,26 +128,53 @@ def tensorrt_runtime(library: Library = "tensorrt") -> TensorRTRuntime:
     return _runtimes[library]
 
 
-class Engine:
-    """A deserialised plan. Owns its contexts; memory belongs to the caller.
+@dataclass(frozen=True)
+class EngineOptions:
+    """How engines are run.
 
-    Parameters
+    Attributes
     ----------
     host_code
         Allow plans that contain code for the host, as version-compatible ones do: only for plans
         that you built yourself.
+    profile_layers
+        TensorRT times each layer. It then waits for the end of each run, and no run can be
+        captured.
+    nvtx
+        TensorRT marks its layers for Nsight Systems, as far as their plan names them; without
+        it, it does not even prepare to.
+    """
+
+    host_code: bool = False
+    profile_layers: bool = False
+    nvtx: bool = False
+
+
+DEFAULTS = EngineOptions()
+
+
+class Engine:
+    """A deserialised plan. Owns its contexts; memory belongs to the caller.
 
     Raises
     ------
     TensorRTError
         When TensorRT refuses the plan.
+
+    Attributes
+    ----------
+    layer_times
+        Of its layers, where they are profiled.
     """
 
-    def __init__(self, plan: Plan, device: CudaDevice, *, host_code: bool = False) -> None:
+    def __init__(self, plan: Plan, device: CudaDevice, options: EngineOptions = DEFAULTS) -> None:
         self.name = plan.name
         self.runtime = runtime = tensorrt_runtime(plan.key.machine.library)
         self.device = device
-        runtime.native.engine_host_code_allowed = host_code  # of one runtime in the process
+        self.options = options
+        self.layer_times = LayerTimes()
+        # Of one runtime in the process:
+        runtime.native.engine_host_code_allowed = options.host_code
         content = plan.read()
         with device.active():
             self.native: Any = runtime.native.deserialize_cuda_engine(content)
@@ -241,10 +270,11 @@ class Context:
     def __init__(self, engine: Engine, native: Any, bucket: int) -> None:
         self._engine = engine
         self._native = native
+        self._profiler: Any = None
         self.bucket = bucket
 
     def prepare(self, memory: _Memory, scratch: DeviceMemory, stream: Stream) -> None:
-        """Give it scratch memory and choose its profile.
+        """Give it scratch memory, choose its profile, and watch it as its engine's options say.
 
         Raises
         ------
@@ -257,10 +287,16 @@ class Context:
         profile = self._engine.buckets[self.bucket]
         if not self._native.set_optimization_profile_async(profile, stream.handle):
             raise self._failure(f"choosing profile {profile}")
+        module, engine = self._engine.runtime.module, self._engine
+        if not engine.options.nvtx:  # plans are built with all names, which costs time
+            self._native.nvtx_verbosity = module.ProfilingVerbosity.NONE
+        if engine.options.profile_layers:
+            self._profiler = layer_profiler(module, engine.layer_times)
+            self._native.profiler = self._profiler
 
     def close(self) -> None:
         """Free it, when no run is in flight; a second call does nothing."""
-        self._native = None
+        self._native = self._profiler = None
 
     def bind(self, tensors: Mapping[str, DeviceArray]) -> None:
         """Set shapes of inputs and addresses of all tensors; each holds `bucket` rows or more.
@@ -279,14 +315,17 @@ class Context:
                 raise self._failure(f"address of {name}")
 
     def enqueue(self, stream: Stream) -> None:
-        """Enqueue one run; neither allocates nor waits.
+        """Enqueue one run; neither allocates nor waits, unless layers are profiled.
 
         Raises
         ------
         TensorRTError
             When TensorRT refuses.
         """
-        self._engine.device.activity.launches += 1
+        activity = self._engine.device.activity
+        activity.launches += 1
+        if self._profiler is not None:  # TensorRT waits, and then reports
+            activity.waits += 1
         if not self._native.execute_async_v3(stream.handle):
             raise self._failure("running it")
 

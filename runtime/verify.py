@@ -22,7 +22,7 @@ from runtime.driver import is_emulated
 from runtime.environment import refuse_foreign_packages
 from runtime.errors import InputError
 from runtime.selfcheck import Absent, Check, run_checks
-from runtime.tensorrt_engine import Engine, tensorrt_runtime
+from runtime.tensorrt_engine import Engine, EngineOptions, tensorrt_runtime
 from runtime.terminal import Command
 
 FORMAT: Final = "tinysaver.verify/1"
@@ -96,7 +96,7 @@ def verify(request: Request) -> int:
             checks.append(check)
             _show(console, check)
         if request.layers is not None:
-            _write_layers(opened, request.layers, host_code=request.gpu.host_code)
+            _write_layers(opened, request.layers, EngineOptions(request.gpu.host_code))
     report |= _outcome(checks)
     console.print(f"{report['passed']} passed, {report['failed']} failed")
     if request.as_json:
@@ -157,8 +157,8 @@ def _show(console: Console, check: Check | Absent) -> None:
     console.print(f"{mark} {escape(str(check))}", highlight=False)
 
 
-def _write_layers(opened: Opened, path: Path, *, host_code: bool) -> None:
-    engines = [Engine(plan, opened.device, host_code=host_code) for plan in opened.plans]
+def _write_layers(opened: Opened, path: Path, options: EngineOptions) -> None:
+    engines = [Engine(plan, opened.device, options) for plan in opened.plans]
     described = {engine.name: json.loads(engine.layers()) for engine in engines}
     for engine in engines:
         engine.close()

@@ -33,6 +33,7 @@ MODULES = (
     "cuda",
     "cuda_resources",
     "gpu",
+    "gpu_modes",
     "gpu_slot",
     "gpu_stage",
     "graphs",

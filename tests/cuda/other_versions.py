@@ -1,6 +1,6 @@
 """A short run of a cascade on the doubles, with other versions of what lies below.
 
-Run as a program, it prints what came of each launch mode as JSON.
+Run as a program, it prints what came of each launch mode, and of a profiled one, as JSON.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ _ROWS = 8
 
 
 def run_with(*, home: Path | None = None, **settings: Any) -> list[dict[str, Any]]:
-    """Return what came of each of `MODES` in a process of its own.
+    """Return what came of each of `MODES`, and of the last of them profiled, in an own process.
 
     Parameters
     ----------
@@ -63,28 +64,34 @@ def _run(
     with tempfile.TemporaryDirectory() as scratch:
         folder = bundles.three_stages(Path(scratch) / "bundle")
         write_plans(folder, (1, 4, _ROWS), tensorrt=tensorrt, library=library, **(content or {}))
-        return [_outcome(folder, mode, library, machine) for mode in MODES]
+        options = [GpuOptions(mode=mode, library=library, verify=False) for mode in MODES]
+        options.append(replace(options[-1], profile_layers=True, nvtx=True))
+        return [_outcome(folder, option, machine) for option in options]
 
 
-def _outcome(folder: Path, mode: Any, library: Any, machine: Machine) -> dict[str, Any]:
+def _outcome(folder: Path, options: GpuOptions, machine: Machine) -> dict[str, Any]:
     frames = bundles.random_frames(3 * _ROWS, bundles.NV12["shape"])
     with Cascade.load(folder, "cpu") as cascade:
         expected = cascade.run(frames)
     driver = Driver(kernels(), machine)
     shim().use(driver)
-    options = GpuOptions(mode=mode, library=library, verify=False)
     try:
         with Cascade.load(folder, "cuda", batch=_ROWS, gpu=options) as cascade:
             found = list(cascade.stream(frames.reshape(3, _ROWS, *frames.shape[1:])))
             chosen = cascade.executor.mode, cascade.executor.mode_reason
+            layers = [list(used) for used in cascade.executor.take_layer_times()]
     except TinysaverError as error:
         return {"error": str(error)}
     labels = [int(label) for answers in found for label in answers.label]
-    compiled = sys.modules[library].library.compiled
-    seen = list(compiled)
-    compiled.clear()
+    library = sys.modules[options.library].library
+    seen = list(library.compiled)
+    library.compiled.clear()
+    marked = sorted({name for name, _ in library.marked})
+    library.marked.clear()
     return {
         "compiled": seen,
+        "layers": layers,
+        "marked": marked,
         "mode": chosen[0],
         "reason": chosen[1],
         "equal": labels == expected.label.tolist(),

@@ -19,7 +19,7 @@ from runtime.bundle import load_bundle, save_spec
 from runtime.cuda import CudaDevice
 from runtime.devices import GpuOptions
 from runtime.errors import DeviceError, PlanError
-from runtime.gpu import GpuExecutor
+from runtime.gpu_modes import Launcher
 from runtime.gpu_slot import Slot
 from runtime.schema import Golden
 from tests.cuda import bundles
@@ -197,7 +197,7 @@ def only_the_first_stage(executor, slot):
 
 
 def test_graph_that_answers_wrongly_is_not_used(folder, cache, no_kernels, monkeypatch):
-    monkeypatch.setattr(GpuExecutor, "_enqueue_graph", only_the_first_stage)
+    monkeypatch.setattr(Launcher, "_enqueue_graph", only_the_first_stage)
     with load(folder) as cascade:
         assert cascade.executor.mode == "host"
         reason = cascade.executor.mode_reason
@@ -208,7 +208,7 @@ def test_graph_that_answers_wrongly_is_not_used(folder, cache, no_kernels, monke
 
 
 def test_padded_that_answers_wrongly_leaves_the_others(folder, cache, no_kernels, monkeypatch):
-    monkeypatch.setattr(GpuExecutor, "_enqueue_padded", only_the_first_stage)
+    monkeypatch.setattr(Launcher, "_enqueue_padded", only_the_first_stage)
     with pytest.raises(DeviceError, match="mode padded: wrong of 14"):
         load(folder, "padded")
     with load(folder) as cascade:
@@ -308,7 +308,7 @@ def test_a_mode_that_failed_stays_off_without_a_new_check(
     folder, cache, no_kernels, runs, monkeypatch
 ):
     with monkeypatch.context() as spoilt:
-        spoilt.setattr(GpuExecutor, "_enqueue_graph", only_the_first_stage)
+        spoilt.setattr(Launcher, "_enqueue_graph", only_the_first_stage)
         load(folder).close()
     with load(folder) as cascade:
         assert cascade.executor.mode == "host"

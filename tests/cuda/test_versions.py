@@ -13,15 +13,21 @@ from tests.tensorrt_double.wheels import VERSIONS
 
 pytestmark = pytest.mark.slow  # processes of their own, and downloads on first use
 
+PROFILED = "TensorRT times layers by events, which no branch of a graph can hold"
 SWITCH, IF = "SWITCH nodes, no wait for a count", "IF nodes, no wait for a count"
 
 
 def check(outcomes, reason=SWITCH):
-    """See that all modes ran and answered right, and that ``graph`` was chosen."""
+    """See that all ran and answered right, that ``graph`` was chosen, and who was profiled."""
     wanted = [("host", "asked for"), ("padded", "asked for"), ("graph", reason), ("graph", reason)]
+    wanted.append(("host", f"no graph: {PROFILED}"))
     assert [(item.get("mode"), item.get("reason")) for item in outcomes] == wanted, outcomes
     for item in outcomes:
         assert (item["equal"], item["errors"], item["left"]) == (True, [], {})
+    assert [item["marked"] for item in outcomes] == [[]] * 4 + [["large", "middle", "small"]]
+    *others, profiled = [item["layers"] for item in outcomes]
+    assert others == [[[], [], []]] * 4
+    assert all("Tanh features" in layers for layers in profiled)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

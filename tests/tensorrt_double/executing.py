@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 
 from tests.cuda_cpu.emulation import Span
@@ -29,6 +30,7 @@ from tests.tensorrt_double.double import Module, Record
 from tests.tensorrt_double.plan_content import PlanContent
 
 _ALIGNMENT = 256
+_VERBOSITIES = ("NONE", "LAYER_NAMES_ONLY", "DETAILED")
 _STATE_BYTES = 256
 _TYPES = {
     "tensor(float)": ("FLOAT", np.float32),
@@ -47,12 +49,15 @@ class Library:
     ----------
     compiled
         What TensorRT-RTX had to compile, as it was not in a runtime cache.
+    marked
+        For each run that NVTX has heard of, the engine and how much it was told.
     """
 
     def __init__(self, driver: Callable[[], Driver], threads: int) -> None:
         self.driver = driver
         self.threads = threads
         self.compiled: list[str] = []
+        self.marked: list[tuple[str, str]] = []
         self.module: Module  # set once it is made
 
     @property
@@ -111,6 +116,7 @@ class Engine:
         self.outputs = {item.name: item for item in self.session.get_outputs()}
         self.tensors = {**self.inputs, **self.outputs}
         self.users: dict[int, set[int]] = {}
+        self.layers = layer_names(plan.onnx, plan.verbosity)
         self._weights = driver.memory.allocate(len(plan.onnx), "device")
 
     def __del__(self) -> None:
@@ -212,11 +218,26 @@ class ExecutionContext:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._has_run: set[tuple[int, ...]] = set()
+        self.profiler: Any = None
+        self._nvtx = engine.plan.verbosity
 
     def __del__(self) -> None:
         self._driver.memory.free(self._state.start, "device")
         for users in self._engine.users.values():
             users.discard(id(self))
+
+    @property
+    def nvtx_verbosity(self) -> Any:
+        """How much NVTX is told of the layers."""
+        return getattr(self._engine.library.module.real("ProfilingVerbosity"), self._nvtx)
+
+    @nvtx_verbosity.setter
+    def nvtx_verbosity(self, verbosity: Any) -> None:
+        wanted, built = verbosity.name, self._engine.plan.verbosity
+        if _VERBOSITIES.index(wanted) > _VERBOSITIES.index(built):
+            self._fail(f"setNvtxVerbosity: {wanted} is more than the plan was built with, {built}")
+            return
+        self._nvtx = wanted
 
     @property
     def device_memory(self) -> int:
@@ -289,6 +310,8 @@ class ExecutionContext:
         capturing = stream_handle in driver.captures
         if capturing and (batch,) not in self._has_run:
             return self._fail("enqueueV3: captured before it has run once with this shape")
+        if capturing and self.profiler is not None:
+            return self._fail("enqueueV3: a run that reports to a profiler cannot be captured")
         self._has_run.add((batch,))
         self._compile(f"{engine.plan.name} at {batch}")
         used = [Span(*_span(*self._scratch)), Span(self._state.start, self._state.stop)]
@@ -297,6 +320,17 @@ class ExecutionContext:
         name, kinds = f"{engine.plan.name} at {batch}", engine.plan.captured_as
         if enqueue_engine(driver, stream_handle, name, run, captured_as=kinds):
             return self._fail("enqueueV3: CUDA failure")
+        if self._nvtx != "NONE":
+            engine.library.marked.append((engine.plan.name, self._nvtx))
+        return self.profiler is None or self._report(stream_handle)
+
+    def _report(self, stream_handle: int) -> bool:
+        """Wait for the end of the run, and tell the profiler of each layer: a millisecond."""
+        driver = self._driver
+        if driver.wait(lambda: driver.queues.wait_for_stream(stream_handle)):
+            return self._fail("enqueueV3: the run that is profiled failed")
+        for layer in self._engine.layers:
+            self.profiler.report_layer_time(layer, 1.0)
         return True
 
     def _compile(self, what: str) -> None:
@@ -333,6 +367,15 @@ def _run(
         array[...] = result
         writes.append(part)
     return Touched(reads, writes)
+
+
+@functools.cache
+def layer_names(model: bytes, verbosity: str) -> list[str]:
+    """Return the layers that a profiler hears of: the model's nodes, by number if not by name."""
+    nodes = onnx.load_from_string(model).graph.node
+    if verbosity == "NONE":
+        return [str(number) for number in range(len(nodes))]
+    return [node.name or f"{node.op_type} {node.output[0]}" for node in nodes]
 
 
 @functools.cache

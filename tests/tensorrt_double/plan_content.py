@@ -31,6 +31,8 @@ class PlanContent:
         Kinds of the nodes that a run becomes in a graph, the first of which does it.
     capturable
         What TensorRT-RTX says when it is asked whether it can be captured.
+    verbosity
+        The ``ProfilingVerbosity`` it was built with.
     """
 
     name: str
@@ -42,6 +44,7 @@ class PlanContent:
     host_code: bool = False
     captured_as: Sequence[str] = ("KERNEL",)
     capturable: bool = True
+    verbosity: str = "DETAILED"
 
     def to_bytes(self) -> bytes:
         """Return the plan file's content."""
