@@ -33,7 +33,6 @@ MODULES = (
     "cuda",
     "cuda_resources",
     "gpu",
-    "gpu_modes",
     "gpu_slot",
     "gpu_stage",
     "graphs",
