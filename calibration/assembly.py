@@ -158,7 +158,7 @@ def _golden(folder: Path, parts: Parts, frames: FrameFormat, *, threads: int) ->
     arrays = {"frames": samples}
     for card in parts.cards:
         infer = pool_source(parts.pool, card, frames, threads=threads).open()
-        arrays[f"logits/{card.name}/fp32"] = np.asarray(infer(samples)[card.name])
+        arrays[f"logits/{card.name}/fp32"] = np.asarray(infer(samples)[card.name].logits)
     path = write_npz(folder / "golden.npz", arrays)
     return Golden(file=path.name, sha256=file_sha256(path))
 

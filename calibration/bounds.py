@@ -33,6 +33,9 @@ METHODS: tuple[Method, ...] = ("wsr", "clopper_pearson", "harm_only")
 _HALVINGS = 56
 # Never stake more than this share of the capital on one sample, so that none can lose it all.
 _LARGEST_STAKE = 0.999
+# Of `nested_upper`, one for each size a rate may have: with n samples, rates that are small by
+# chance are about 1 / sqrt(count) below the truth.
+_STAKES = _LARGEST_STAKE / 2.0 ** np.arange(8)
 LARGEST_FORECAST = 1_000_000
 """`n_at_rates` looks no further."""
 
@@ -86,6 +89,36 @@ def clopper_pearson_lower(k: int, n: int, alpha: float) -> float:
     """
     _check_counts(k, n)
     return 1 - clopper_pearson_upper(n - k, n, alpha)
+
+
+def nested_upper(k: int, n: int, alpha: float) -> float:
+    """Return the upper bound of a rate that holds for all rates of a nested family at once.
+
+    A family is nested when no sample that counts at one member does not count at the one before
+    it, as samples that a gate sends on while its threshold falls. With probability at least
+    ``1 - alpha``, no rate of the family exceeds the bound made of its own count ``k`` of ``n``; so
+    one may be looked at that the same samples chose.
+
+    From the smallest rate to the greatest, the likelihood ratio ``(1-c)^k ((1-(1-c)p) /
+    (1-p))^(n-k)`` of "rates are 1-c times what is said" is a martingale that begins at 1: given
+    ``k`` samples at rate p, each of the others joins until rate p' with chance ``(p'-p)/(1-p)``. So
+    is a mixture over fixed c, and by Ville's inequality the chance that it ever reaches ``1/alpha``
+    is at most alpha (the method of mixtures: Robbins 1970; Howard et al., arXiv 1810.08240). The
+    bound is the p at which the mixture, which rises in p, does.
+    """
+    _check_counts(k, n)
+    _check_level("alpha", alpha)
+    if k == n:
+        return 1.0
+    needed = math.log(len(_STAKES) / alpha)
+
+    def excluded(p: float) -> bool:
+        if p == 1:
+            return True
+        odds = np.log1p(-(1 - _STAKES) * p) - math.log1p(-p)
+        return float(np.logaddexp.reduce(k * np.log1p(-_STAKES) + (n - k) * odds)) >= needed
+
+    return _bisect(excluded)
 
 
 def counts(drops: Drops) -> Counts:

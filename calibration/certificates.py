@@ -28,12 +28,8 @@ from calibration.bounds import (
     smallest_passing_n,
 )
 from calibration.errors import CertificationRefused
-from runtime.schema import Certificate, Score, ThresholdPath
-from runtime.simulation import (
-    Floats,
-    Integers,
-    Simulation,
-)
+from runtime.schema import Certificate, Combination, Score, Threshold, ThresholdPath
+from runtime.simulation import Floats, Integers, Simulation, Weighted
 
 FORECAST_LABEL = "selection estimate, not certified"
 
@@ -60,7 +56,7 @@ class Forecast(NamedTuple):
     refused: int
     levels: tuple[float, ...]
     passed: tuple[int, ...]
-    thresholds: tuple[tuple[float, ...], ...]
+    thresholds: tuple[tuple[Threshold, ...], ...]
     escalation_rates: tuple[tuple[float, ...], ...]
     label: str = FORECAST_LABEL
 
@@ -142,15 +138,21 @@ def certify_cascade(
     delta: float,
     scores: Sequence[Score] | None = None,
     method: Method = "wsr",
+    combination: Weighted | None = None,
+    gate_scores: Sequence[Floats | None] | None = None,
 ) -> Certificate:
     """Certify the lowest thresholds on a path that keep the drop within epsilon.
 
     Without labels the quantity is the disagreement with the large model, which the drop in accuracy
-    cannot exceed. ``covers`` is left for the caller, who knows the files.
+    cannot exceed. The first point is a hypothesis like any other: with a combination the cascade
+    may lose even where everything escalates, and the loss is that against the large model alone.
+
+    ``covers`` is left for the caller, who knows the files, and the stage of a combination is
+    numbered until the caller, who knows its name, puts that in.
 
     Parameters
     ----------
-    stage_logits, labels, scores
+    stage_logits, labels, scores, combination, gate_scores
         Of the certifying samples, as for `Simulation`. They must have decided nothing else.
     path
         Chosen on other data; no threshold rises along it.
@@ -162,7 +164,9 @@ def certify_cascade(
     ValueError
         When arguments do not fit, or a threshold rises along the path.
     """
-    simulation = Simulation(stage_logits, labels, scores=scores)
+    simulation = Simulation(
+        stage_logits, labels, scores=scores, combination=combination, gate_scores=gate_scores
+    )
     thresholds = path.vectors()
     seed = order_seed(stage_logits, labels)
     order = np.random.default_rng(seed).permutation(simulation.n)
@@ -175,8 +179,9 @@ def certify_cascade(
         delta=delta,
         method=method,
         **seen._asdict(),
-        thresholds=_as_tuple(thresholds[passed]),
+        thresholds=tuple(thresholds[passed].tolist()),
         scores=simulation.scores,
+        combination=_numbered(combination),
         path=path,
         passed=passed,
         order_seed=seed,
@@ -196,6 +201,8 @@ def forecast(
     method: Method = "wsr",
     draws: int = 100,
     seed: int = 0,
+    combination: Weighted | None = None,
+    gate_scores: Sequence[Floats | None] | None = None,
 ) -> Forecast:
     """Estimate, from the selection split, what certifying on ``n`` other samples would give.
 
@@ -209,7 +216,9 @@ def forecast(
     ValueError
         As for `certify_cascade`, or when the split is empty, or n or draws is not positive.
     """
-    simulation = Simulation(stage_logits, labels, scores=scores)
+    simulation = Simulation(
+        stage_logits, labels, scores=scores, combination=combination, gate_scores=gate_scores
+    )
     if min(simulation.n, n, draws) < 1:
         raise ValueError(
             f"forecast: {draws} draws of {n} from {simulation.n} samples; all need >= 1"
@@ -231,7 +240,7 @@ def forecast(
         refused=draws - len(passed),
         levels=levels,
         passed=tuple(points),
-        thresholds=tuple(_as_tuple(thresholds[k]) for k in points),
+        thresholds=tuple(tuple(thresholds[k].tolist()) for k in points),
         escalation_rates=tuple(simulation.escalation_rates(thresholds[k]) for k in points),
     )
 
@@ -310,5 +319,8 @@ def _refusal(drops: Drops, epsilon: float, delta: float, method: Method) -> str:
     )
 
 
-def _as_tuple(thresholds: npt.NDArray[np.float32]) -> tuple[float, ...]:
-    return tuple(float(t) for t in thresholds)
+def _numbered(combination: Weighted | None) -> Combination | None:
+    # Weight 0 combines nothing, and the schema has no other way to say so.
+    if combination is None or combination[1] == 0:
+        return None
+    return Combination(stage=str(combination[0]), weight=combination[1])

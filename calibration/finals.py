@@ -20,14 +20,10 @@ from calibration.candidates import names_of
 from calibration.costs import Costs
 from calibration.errors import CertificationRefused
 from calibration.ranking import Estimate
-from calibration.recorded import (
-    Claim,
-    certify_recorded,
-    coverage,
-    load_recorded,
-    write_certificate,
-)
+from calibration.recorded import Claim, certify_recorded, coverage, load_recorded
 from calibration.records import Data
+from calibration.saving import with_saving
+from calibration.settings import write_certificate
 from runtime.bundle import load_bundle
 from runtime.schema import Certificate
 
@@ -53,7 +49,9 @@ class Jury:
         covers = coverage(recorded, self.data, allow_unknown=False)
         claim = dataclasses.replace(self.claim, delta=self.claim.delta / share)
         outcome = certify_recorded(recorded, claim, covers, budget=self.budget)
-        return outcome.certificate or str(outcome.refused)
+        if outcome.certificate is None:
+            return str(outcome.refused)
+        return with_saving(outcome.certificate, recorded.bundle.spec, share=share)
 
 
 def best_certified(
@@ -64,7 +62,7 @@ def best_certified(
 ) -> tuple[Estimate, Certificate]:
     """Certify cascades at equal shares of delta and return the cheapest that passes.
 
-    Its certificate says the whole delta.
+    Its certificate says the whole delta, and that of its saving.
 
     Parameters
     ----------

@@ -1,11 +1,10 @@
-"""A bundle with the records of its stages: certify its path, or compare its decisions."""
+"""A bundle with the records of its stages, and certifying its path on them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,22 +13,20 @@ from calibration.bounds import Method
 from calibration.budget import Attempt, Budget, Outcome, Question
 from calibration.certificates import certify_cascade
 from calibration.errors import CalibrationError, CertificationRefused
-from calibration.npz import unwritable
 from calibration.provenance import check_unused
 from calibration.records import Data, Labels, Record, load_records
-from runtime.bundle import Bundle, save_spec
+from calibration.saving import with_saving
+from runtime.bundle import Bundle
 from runtime.schema import (
     CascadeSpec,
-    Certificate,
     Coverage,
     CoveredStage,
     Form,
     Score,
     Setting,
-    Threshold,
     ThresholdPath,
 )
-from runtime.simulation import Simulation, cascade_answers
+from runtime.simulation import Simulation, Weighted
 
 
 @dataclass(frozen=True)
@@ -63,6 +60,39 @@ class Recorded:
     def scores(self) -> tuple[Score, ...]:
         """Score of each gate."""
         return tuple(gate.score for gate in self.bundle.spec.gates)
+
+    @property
+    def gate_scores(self) -> list[npt.NDArray[np.float32] | None]:
+        """Per gate f32 [n], what a learned gate put out, or None."""
+        pairs = zip(self.records, self.scores, strict=False)
+        return [record.score if score.name == "learned" else None for record, score in pairs]
+
+    @property
+    def combination(self) -> Weighted | None:
+        """Index and weight of the stage whose logits the last stage adds to its own."""
+        combination, stages = self.bundle.spec.combination, self.bundle.spec.stages
+        if combination is None:
+            return None
+        return [stage.name for stage in stages].index(combination.stage), combination.weight
+
+    def simulation(self) -> Simulation:
+        """Return the cascade's answers on the records, for any thresholds.
+
+        Raises
+        ------
+        CalibrationError
+            When labels or scores do not fit the logits.
+        """
+        try:
+            return Simulation(
+                self.logits,
+                self.labels,
+                scores=self.scores,
+                combination=self.combination,
+                gate_scores=self.gate_scores,
+            )
+        except ValueError as error:
+            raise CalibrationError(f"{self.bundle.folder}: {error}") from None
 
     @property
     def setting(self) -> Setting:
@@ -125,7 +155,7 @@ def load_recorded(bundle: Bundle, folder: Path, *, label_free: bool = False) -> 
     Raises
     ------
     CalibrationError
-        When they are not of the bundle's models, or a gate cannot be computed from logits.
+        When they are not of the bundle's models, or lack the score of a learned gate.
     """
     records = load_records(folder, bundle.spec.stages)
     classes = records[0].logits.shape[1]
@@ -133,10 +163,12 @@ def load_recorded(bundle: Bundle, folder: Path, *, label_free: bool = False) -> 
         raise CalibrationError(
             f"{folder}: expected logits of {len(bundle.spec.labels)} classes, got {classes}."
         )
-    if any(gate.score.name == "learned" for gate in bundle.spec.gates):
-        raise CalibrationError(
-            f"{bundle.folder}: a learned gate reads a score tensor, which records do not hold."
-        )
+    for gate, record in zip(bundle.spec.gates, records, strict=False):
+        if gate.score.name == "learned" and record.score is None:
+            raise CalibrationError(
+                f"{folder}: the record of {record.meta.model} lacks the score of its learned gate. "
+                "Record the bundle again: python -m calibration.record --help"
+            )
     forms = tuple(record.meta.form for record in records)
     return Recorded(bundle, tuple(records), forms, None if label_free else records[0].labels)
 
@@ -185,6 +217,9 @@ def certify_recorded(
 ) -> Outcome:
     """Certify a bundle's path on its records, paying from the budget first.
 
+    The saving follows from what the certificate counts, and is bounded anew also where that is a
+    stored one.
+
     Raises
     ------
     CalibrationError
@@ -196,6 +231,7 @@ def certify_recorded(
         quantity="disagreement" if recorded.labels is None else "accuracy_drop",
         stages=covers.stages,
         scores=recorded.scores,
+        combination=recorded.bundle.spec.combination,
         path=recorded.path,
         epsilon=claim.epsilon,
         method=claim.method,
@@ -208,97 +244,8 @@ def certify_recorded(
             budget.settle(attempt, outcome)
     if outcome.certificate is None:
         return outcome
-    return Outcome(certificate=outcome.certificate.model_copy(update={"covers": covers}))
-
-
-def write_certificate(recorded: Recorded, certificate: Certificate) -> CascadeSpec:
-    """Write thresholds and certificate to the bundle's ``cascade.json``.
-
-    Gears are dropped: they were above the former thresholds, not necessarily above these.
-
-    Raises
-    ------
-    CalibrationError
-        When it cannot be written.
-    """
-    return _write_setting(
-        recorded,
-        Setting(thresholds=certificate.thresholds, path=certificate.path, certificate=certificate),
-    )
-
-
-def write_forecast(recorded: Recorded, thresholds: Sequence[float]) -> CascadeSpec:
-    """Write thresholds that were forecast to the bundle's ``cascade.json``, without certificate.
-
-    Raises
-    ------
-    CalibrationError
-        When these forms are certified already, or it cannot be written.
-    """
-    former = recorded.bundle.spec.settings.get(recorded.key)
-    if former is not None and former.certificate is not None:
-        raise CalibrationError(
-            f"{recorded.bundle.folder}: the thresholds of {recorded.key} are certified; a forecast "
-            "does not replace them. Certify again: python -m calibration.threshold --help"
-        )
-    path = starting_path(recorded.bundle.spec, recorded.forms)
-    return _write_setting(recorded, Setting(thresholds=tuple(thresholds), path=path))
-
-
-def _write_setting(recorded: Recorded, setting: Setting) -> CascadeSpec:
-    spec = recorded.bundle.spec
-    changed = spec.model_copy(update={"settings": {**spec.settings, recorded.key: setting}})
-    try:
-        save_spec(recorded.bundle.folder, changed)
-    except OSError as error:
-        raise unwritable(recorded.bundle.folder / "cascade.json", error) from None
-    return changed
-
-
-@dataclass(frozen=True)
-class Recheck:
-    """How the decisions of a cascade differ between two sets of records of the same samples.
-
-    Attributes
-    ----------
-    gates
-        Share of the samples on which each gate, asked about all of them, decides otherwise.
-    stage, label
-        Share of the samples that another stage answers, or that get another answer.
-    """
-
-    n: int
-    gates: tuple[float, ...]
-    stage: float
-    label: float
-
-
-def recheck(first: Recorded, second: Recorded) -> Recheck:
-    """Compare the decisions at the thresholds of the first setting.
-
-    Raises
-    ------
-    CalibrationError
-        When the records are of different data, or a threshold depends on the class.
-    """
-    if first.data_sha256 != second.data_sha256:
-        raise CalibrationError(
-            f"--recheck: expected records of the same data (sha256 {first.data_sha256[:12]}...), "
-            f"got {second.data_sha256[:12]}..."
-        )
-    thresholds = _single_numbers(first.setting.thresholds)
-    whole = [cascade_answers(item.logits, thresholds, first.scores) for item in (first, second)]
-    alone = []
-    for gate, (threshold, score) in enumerate(zip(thresholds, first.scores, strict=True)):
-        logits = [item.logits[gate] for item in (first, second)]
-        kept = [cascade_answers([z, z], [threshold], [score]).stage for z in logits]
-        alone.append(float((kept[0] != kept[1]).mean()))
-    return Recheck(
-        n=len(whole[0].label),
-        gates=tuple(alone),
-        stage=float((whole[0].stage != whole[1].stage).mean()),
-        label=float((whole[0].label != whole[1].label).mean()),
-    )
+    certificate = outcome.certificate.model_copy(update={"covers": covers})
+    return Outcome(certificate=with_saving(certificate, recorded.bundle.spec))
 
 
 def _covered(record: Record) -> CoveredStage:
@@ -314,8 +261,8 @@ def _covered(record: Record) -> CoveredStage:
 
 def _check_fits(recorded: Recorded) -> None:
     """Raise whatever a certification of bad arguments would, before it is paid for."""
+    simulation = recorded.simulation()
     try:
-        simulation = Simulation(recorded.logits, recorded.labels, scores=recorded.scores)
         width = recorded.path.vectors().shape[1]
     except ValueError as error:
         raise CalibrationError(f"{recorded.bundle.folder}: {error}") from None
@@ -336,13 +283,12 @@ def _certify(recorded: Recorded, claim: Claim, covers: Coverage) -> Outcome:
             delta=claim.delta,
             scores=recorded.scores,
             method=claim.method,
+            combination=recorded.combination,
+            gate_scores=recorded.gate_scores,
         )
     except CertificationRefused as refusal:
         return Outcome(refused=str(refusal))
-    return Outcome(certificate=certificate.model_copy(update={"covers": covers}))
-
-
-def _single_numbers(thresholds: Sequence[Threshold]) -> list[float]:
-    if any(isinstance(threshold, list) for threshold in thresholds):
-        raise CalibrationError("--recheck: expected one threshold per gate, got one per class.")
-    return [cast("float", threshold) for threshold in thresholds]
+    # The bundle's own words for what was certified by number.
+    named = {"covers": covers, "combination": recorded.bundle.spec.combination}
+    named_certificate = certificate.model_copy(update=named)
+    return Outcome(certificate=with_saving(named_certificate, recorded.bundle.spec))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from calibration.records import (
     save_record,
 )
 from runtime.bundle import Bundle
-from runtime.host import ENGINE, HostExecutor
+from runtime.host import ENGINE, HostExecutor, HostStage
 from runtime.preprocess import Preprocessor
 from runtime.schema import Form, FrameFormat, Stage
 from runtime.session import ORT_ERRORS, HostModel
@@ -30,9 +31,20 @@ from runtime.session import ORT_ERRORS, HostModel
 BATCH = 250
 """Frames per run: large enough for full speed, small enough for a large model's activations."""
 
+SCORE = "score"
+"""Output of a pool's model that has a learned gate."""
+
 Float32 = npt.NDArray[np.float32]
-Logits = Mapping[str, Float32]
-Infer = Callable[[npt.NDArray[np.uint8]], Logits]
+
+
+class Outputs(NamedTuple):
+    """What a model says of n samples: logits f32 [n, K], and a learned gate's score f32 [n]."""
+
+    logits: Float32
+    score: Float32 | None
+
+
+Infer = Callable[[npt.NDArray[np.uint8]], Mapping[str, Outputs]]
 
 
 @dataclass(frozen=True)
@@ -44,7 +56,7 @@ class Source:
     models
         Each stage with the form that is run, in the order of the cascade.
     open
-        Loads the models; the function it returns gives ``f32 [n, K]`` by stage name for
+        Loads the models; the function it returns gives their outputs by stage name for
         ``u8 [n, H, W, C]``.
     """
 
@@ -76,9 +88,10 @@ def pool_source(folder: Path, card: Card, frame_format: FrameFormat, *, threads:
         _check_names(path, model, card)
         preprocess = Preprocessor(card.preprocessing, frame_format)
 
-        def infer(frames: npt.NDArray[np.uint8]) -> Logits:
+        def infer(frames: npt.NDArray[np.uint8]) -> Mapping[str, Outputs]:
             with _explained(path):
-                return {card.name: model.run({card.input: preprocess(frames)})[card.logits]}
+                found = model.run({card.input: preprocess(frames)})
+            return {card.name: Outputs(found[card.logits], _flat(found.get(SCORE)))}
 
         return infer
 
@@ -92,12 +105,12 @@ def bundle_source(bundle: Bundle, forms: Sequence[Form], *, threads: int) -> Sou
     def open_stages() -> Infer:
         executor = HostExecutor(bundle, forms, batch=BATCH, threads=threads)
 
-        def infer(frames: npt.NDArray[np.uint8]) -> Logits:
+        def infer(frames: npt.NDArray[np.uint8]) -> Mapping[str, Outputs]:
             n = len(frames)
             results = (np.empty(n, np.int32), np.empty(n, np.float32), np.empty(n, np.int8))
             # A threshold of 1 keeps nothing, so that each stage sees all rows in their order.
             executor.execute(frames, [1.0] * len(spec.gates), results)
-            return {s.spec.name: s.outputs[s.spec.logits][:n].copy() for s in executor.stages}
+            return {stage.spec.name: _outputs(stage, n) for stage in executor.stages}
 
         return infer
 
@@ -155,15 +168,18 @@ def _record(
     source: Source, data: Data, folder: Path, advance: Callable[[int], object]
 ) -> list[Done]:
     infer = source.open()
-    parts = []
+    parts: dict[str, list[Outputs]] = {stage.name: [] for stage, _ in source.models}
     for start in range(0, len(data.images), BATCH):
         frames = data.images[start : start + BATCH]
-        parts.append(infer(frames))
+        for name, outputs in infer(frames).items():
+            parts[name].append(outputs)
         advance(len(source.models) * len(frames))
     done = []
     for name, meta in source.metas(data).items():
-        logits = np.concatenate([part[name] for part in parts])
-        record = Record(_checked(name, logits, len(data.images)), data.labels, meta)
+        logits = np.concatenate([part.logits for part in parts[name]])
+        scores = [part.score for part in parts[name] if part.score is not None]
+        score = np.concatenate(scores) if scores else None
+        record = Record(_checked(name, logits, len(data.images)), data.labels, meta, score)
         path = record_path(folder, name)
         save_record(path, record)
         done.append(Done(name, path, "recorded", record))
@@ -204,6 +220,15 @@ def _meta(stage: Stage, form: Form, data: Data) -> RecordMeta:
         form=form,
         preprocessing_sha256=stage.preprocessing.sha256,
     )
+
+
+def _outputs(stage: HostStage, n: int) -> Outputs:
+    score = None if stage.score_tensor is None else stage.outputs[stage.score_tensor][:n]
+    return Outputs(stage.outputs[stage.spec.logits][:n].copy(), _flat(score))
+
+
+def _flat(score: Float32 | None) -> Float32 | None:
+    return None if score is None else score.reshape(-1).copy()
 
 
 def _checked(name: str, logits: Float32, n: int) -> Float32:

@@ -51,11 +51,18 @@ class RecordMeta(Schema):
 
 @dataclass(frozen=True)
 class Record:
-    """Logits ``f32 [n, K]``, labels ``i32 [n]`` if the data has them, and where they come from."""
+    """Logits ``f32 [n, K]``, labels ``i32 [n]`` if the data has them, and where they come from.
+
+    Attributes
+    ----------
+    score
+        f32 [n], what a learned gate put out, where the model has one.
+    """
 
     logits: npt.NDArray[np.float32]
     labels: Labels | None
     meta: RecordMeta
+    score: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,8 @@ def save_record(path: Path, record: Record) -> None:
     arrays: dict[str, Array] = {"logits": record.logits, "meta": pack_meta(record.meta)}
     if record.labels is not None:
         arrays["labels"] = record.labels
+    if record.score is not None:
+        arrays["score"] = record.score
     write_npz(path, arrays)
 
 
@@ -109,7 +118,8 @@ def load_record(path: Path) -> Record:
     if logits.ndim != 2 or logits.dtype != np.float32 or 0 in logits.shape:
         raise CalibrationError(f"{path}: logits: expected f32 [n, K], got {_describe(logits)}.")
     meta = unpack_meta(path, arrays["meta"], RecordMeta)
-    return Record(logits, _labels(path, arrays, len(logits)), meta)
+    labels = _labels(path, arrays, len(logits))
+    return Record(logits, labels, meta, _score(path, arrays, len(logits)))
 
 
 def load_records(folder: Path, stages: Sequence[Stage]) -> list[Record]:
@@ -209,6 +219,13 @@ def _labels(path: Path, arrays: dict[str, Array], n: int) -> Labels | None:
     if labels.min() < 0 or labels.max() > np.iinfo(np.int32).max:
         raise CalibrationError(f"{path}: labels: expected classes from 0, got {labels.min()}.")
     return labels.astype(np.int32)
+
+
+def _score(path: Path, arrays: dict[str, Array], n: int) -> npt.NDArray[np.float32] | None:
+    score = arrays.get("score")
+    if score is not None and (score.shape != (n,) or score.dtype != np.float32):
+        raise CalibrationError(f"{path}: score: expected f32 [{n}], got {_describe(score)}.")
+    return score
 
 
 def _describe(array: Array) -> str:

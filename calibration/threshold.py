@@ -17,21 +17,21 @@ from calibration.bounds import METHODS, Method
 from calibration.budget import FILE_NAME, LIFETIME_DELTA, Budget
 from calibration.certificates import Forecast, forecast
 from calibration.errors import CalibrationError, CertificationRefused
+from calibration.recheck import recheck
 from calibration.recorded import (
     Claim,
     Recorded,
     certify_recorded,
     coverage,
     load_recorded,
-    recheck,
     starting_path,
-    write_certificate,
-    write_forecast,
 )
 from calibration.records import load_data, refuse_held_out
+from calibration.saving import saved_share
+from calibration.settings import write_certificate, write_forecast, write_gears
 from runtime.bundle import load_bundle
 from runtime.certification import certification
-from runtime.schema import CascadeSpec, Certificate
+from runtime.schema import CascadeSpec, Certificate, Threshold
 from runtime.terminal import Command
 
 
@@ -40,7 +40,7 @@ class Request:
     """The command line."""
 
     bundle: Path
-    records: Path
+    records: Path | None
     data: Path | None
     epsilon: float
     delta: float
@@ -51,6 +51,8 @@ class Request:
     size: int
     draws: int
     recheck: Path | None
+    gears: bool
+    selection: Path | None
     budget: Path | None
     allow_unknown: bool
     as_json: bool
@@ -62,6 +64,8 @@ class Request:
 
     def recorded(self) -> Recorded:
         """Read the bundle and its records."""
+        if self.records is None:
+            raise click.UsageError("Pass --records DIR; only --gears can do without.")
         recorded = load_recorded(
             load_bundle(self.bundle), self.records, label_free=self.labels is False
         )
@@ -87,7 +91,7 @@ _UNIT = click.FloatRange(0, 1, min_open=True, max_open=True)
     "--data zoo/fashion/data/certificate.npz --epsilon 0.005 --delta 0.0125",
 )
 @click.argument("bundle", type=_PATH)
-@click.option("--records", type=_PATH, required=True, help="Folder with a record of each stage.")
+@click.option("--records", type=_PATH, help="Folder with a record of each stage.")
 @click.option("--data", type=_PATH, help="The data that were recorded; needed to certify.")
 @click.option("--epsilon", type=_UNIT, default=0.005, show_default=True, help="Largest drop.")
 @click.option("--delta", type=_UNIT, default=0.0125, show_default=True, help="Chance to be wrong.")
@@ -111,6 +115,16 @@ _UNIT = click.FloatRange(0, 1, min_open=True, max_open=True)
     "--draws", type=click.IntRange(1), default=100, show_default=True, help="Of a forecast."
 )
 @click.option("--recheck", type=_PATH, help="Only compare decisions with those of other records.")
+@click.option(
+    "--gears",
+    is_flag=True,
+    help="Only give the certificates of BUNDLE their gears and the bound on their saving.",
+)
+@click.option(
+    "--selection",
+    type=_PATH,
+    help="Selection records, to space gears by what they escalate. [default: along the path]",
+)
 @click.option("--budget", type=_PATH, help=f"[default: {FILE_NAME} beside cascade.json, if any]")
 @click.option(
     "--allow-unknown-provenance",
@@ -125,12 +139,17 @@ def main(**options: Any) -> None:
     The path was chosen on the selection split; the certifying samples must have decided nothing
     else. Where there is a budget, each certification is paid for before it is run, also one that is
     refused; the same one again is free. A forecast resamples the selection split and costs nothing.
+
+    Gears are earlier points of the path, to which a running cascade may shift: they keep the same
+    epsilon.
     """
     request = Request(**options)
     if request.write and not request.forecast:
         raise click.UsageError("--write goes with --forecast; a certificate is always written.")
     if request.forecast:
         _forecast(request)
+    elif request.gears:
+        _gears(request)
     elif request.recheck:
         _recheck(request, request.recheck)
     else:
@@ -146,14 +165,41 @@ def _certify(request: Request) -> None:
     outcome = certify_recorded(recorded, request.claim, covers, budget=budget)
     if outcome.certificate is None:
         raise CertificationRefused(f"{outcome.refused} cascade.json is unchanged.")
-    spec = write_certificate(recorded, outcome.certificate)
+    selection = _selection(request)
+    spec = write_certificate(recorded, outcome.certificate, selection=selection)
     if request.as_json:
         spent = None if budget is None else {"spent": budget.spent(), "total": LIFETIME_DELTA}
         certificate = outcome.certificate.model_dump(mode="json")
-        click.echo(json.dumps({"certificate": certificate, "budget": spent}, indent=2))
+        shown = {"certificate": certificate, "gears": spec.settings[recorded.key].gears}
+        click.echo(json.dumps({**shown, "budget": spent}, indent=2))
     else:
         _show_certificate(Console(), recorded, spec, outcome.certificate)
         _show_budget(budget)
+
+
+def _gears(request: Request) -> None:
+    if request.records is not None:
+        raise click.UsageError("--gears reads --selection DIR, or no records at all.")
+    spec = write_gears(load_bundle(request.bundle), _selection(request))
+    found = {key: item for key, item in spec.settings.items() if item.certificate}
+    if request.as_json:
+        shown = {key: item.model_dump(mode="json") for key, item in found.items()}
+        click.echo(json.dumps(shown, indent=2))
+        return
+    table = Table(title=f"{spec.name}: certified points")
+    for column in ("forms", "thresholds", "MACs saved at least"):
+        table.add_column(column)
+    for key, item in found.items():
+        for gear in item.gears:
+            table.add_row(key, _numbers(gear), "gear")
+        table.add_row(key, _numbers(item.thresholds), _saving(item.certificate))
+    Console().print(table)
+
+
+def _selection(request: Request) -> Recorded | None:
+    if request.selection is None:
+        return None
+    return load_recorded(load_bundle(request.bundle), request.selection)
 
 
 def _forecast(request: Request) -> None:
@@ -180,6 +226,8 @@ def _forecast_recorded(recorded: Recorded, claim: Claim, request: Request) -> Fo
             scores=recorded.scores,
             method=claim.method,
             draws=request.draws,
+            combination=recorded.combination,
+            gate_scores=recorded.gate_scores,
         )
     except ValueError as error:
         raise CalibrationError(f"{recorded.bundle.folder}: {error}") from None
@@ -208,12 +256,13 @@ def _show_certificate(
     state = certification(spec, recorded.forms, engine=engine, thresholds=certificate.thresholds)
     console.print(f"{spec.name}: {state}")
     table = Table(show_header=False)
-    for name, value in _facts(spec, certificate).items():
+    gears = len(spec.settings[recorded.key].gears)
+    for name, value in _facts(spec, certificate, gears).items():
         table.add_row(name, value)
     console.print(table)
 
 
-def _facts(spec: CascadeSpec, certificate: Certificate) -> dict[str, str]:
+def _facts(spec: CascadeSpec, certificate: Certificate, gears: int) -> dict[str, str]:
     covers = certificate.covers
     harm = "other answers" if certificate.quantity == "disagreement" else "harm / help"
     counts = (
@@ -223,11 +272,13 @@ def _facts(spec: CascadeSpec, certificate: Certificate) -> dict[str, str]:
     )
     return {
         "thresholds": _numbers(certificate.thresholds),
-        "point of the path": f"{certificate.passed} of {certificate.path.points}",
+        "gears above": str(gears),
+        "point of the path": f"{certificate.passed} of {len(certificate.path.vectors()) - 1}",
         "method": certificate.method,
         harm: " / ".join(str(count) for count in counts) + f" of {certificate.n:,}",
         "escalated": _percent(certificate.escalation_rates),
-        "MACs saved": f"{_macs_saved(spec, certificate.escalation_rates):.1%}",
+        "MACs saved": f"{_macs_saved(spec, certificate.escalation_rates):.1%} of these",
+        "MACs saved at least": _saving(certificate),
         "provenance": covers.provenance if covers else "-",
     }
 
@@ -258,13 +309,24 @@ def _forecast_table(recorded: Recorded, result: Forecast) -> Table:
 
 
 def _macs_saved(spec: CascadeSpec, rates: Sequence[float]) -> float:
-    macs = [stage.macs for stage in spec.stages]
-    used = macs[0] + sum(rate * m for rate, m in zip(rates, macs[1:], strict=True))
-    return 1 - used / macs[-1]
+    return saved_share([stage.macs for stage in spec.stages], rates)
 
 
-def _numbers(values: Sequence[float]) -> str:
-    return " / ".join(f"{value:.4f}" for value in values)
+def _saving(certificate: Certificate | None) -> str:
+    saving = certificate.saving if certificate else None
+    if saving is None:
+        return "no bound"
+    return f"{saving.lower_bound:.1%} with {1 - saving.delta:.0%} confidence"
+
+
+def _numbers(values: Sequence[Threshold]) -> str:
+    return " / ".join(map(_number, values))
+
+
+def _number(value: Threshold) -> str:
+    if isinstance(value, list):
+        return f"{min(value):.4f} to {max(value):.4f} by class"
+    return f"{value:.4f}"
 
 
 def _percent(rates: Sequence[float]) -> str:
