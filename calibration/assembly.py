@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +15,18 @@ from calibration.pool import Card
 from calibration.provenance import ProvenanceMeta, load_provenance, save_provenance
 from calibration.recorder import frame_format, pool_source
 from calibration.records import Data
+from engines.score_head import ScoreHead, with_score
 from kernels.files import replacing
 from runtime.bundle import SPEC_NAME, file_sha256, load_bundle, save_spec
 from runtime.schema import (
     CascadeSpec,
+    Combination,
     FrameFormat,
     Gate,
     Golden,
     ModelFile,
     Provenance,
+    Score,
     Setting,
     Stage,
 )
@@ -50,6 +53,29 @@ class Caption:
 
 
 @dataclass(frozen=True)
+class Rule:
+    """How gates decide and the last stage answers; the plain rule where nothing is given.
+
+    Attributes
+    ----------
+    scores
+        One per gate; all max-softmax when None.
+    heads
+        Of the stages before a learned gate, by name.
+    """
+
+    scores: Sequence[Score] | None = None
+    heads: Mapping[str, ScoreHead] = field(default_factory=dict)
+    combination: Combination | None = None
+
+    def gates(self, count: int) -> tuple[Gate, ...]:
+        """Return the gates of a bundle that has so many."""
+        if self.scores is None:
+            return (Gate(),) * count
+        return tuple(Gate(score=score) for score in self.scores)
+
+
+@dataclass(frozen=True)
 class Parts:
     """Models of a pool and the selection data that chose them.
 
@@ -67,6 +93,7 @@ class Parts:
     cards: Sequence[Card]
     data: Data
     classes: int
+    rule: Rule = field(default_factory=Rule)
 
 
 def write_bundle(
@@ -82,6 +109,8 @@ def write_bundle(
         When a file cannot be written, or labels do not fit the models.
     BundleError
         When a model cannot be run, or the folder holds a bundle that cannot be read.
+    UnsupportedModel
+        When a learned gate cannot be added to its model.
     """
     folder.mkdir(parents=True, exist_ok=True)
     caption, frames = _complete(folder, parts, caption)
@@ -92,8 +121,9 @@ def write_bundle(
         description=caption.description or "",
         input=frames,
         labels=caption.labels or tuple(str(number) for number in range(parts.classes)),
-        stages=tuple(_stage(folder, parts.pool, card) for card in parts.cards),
-        gates=(Gate(),) * (len(parts.cards) - 1),
+        stages=tuple(_stage(folder, parts, card) for card in parts.cards),
+        gates=parts.rule.gates(len(parts.cards) - 1),
+        combination=parts.rule.combination,
         settings={"/".join(["fp32"] * len(parts.cards)): setting},
         golden=_golden(folder, parts, frames, threads=threads),
         provenance=provenance,
@@ -124,9 +154,15 @@ def _complete(folder: Path, parts: Parts, caption: Caption) -> tuple[Caption, Fr
     return filled, frame_format(parts.data, filled.colour)
 
 
-def _stage(folder: Path, pool: Path, card: Card) -> Stage:
-    file = _place(folder, pool / card.file, f"models/{card.name}.onnx")
-    form = ModelFile(file=file, sha256=card.sha256)
+def _stage(folder: Path, parts: Parts, card: Card) -> Stage:
+    head = parts.rule.heads.get(card.name)
+    if head is None:
+        file = _place(folder, parts.pool / card.file, f"models/{card.name}.onnx")
+        form = ModelFile(file=file, sha256=card.sha256)
+    else:
+        file = f"models/{card.name}.gate.onnx"
+        _write(folder / file, with_score(parts.pool / card.file, card.logits, head))
+        form = ModelFile(file=file, sha256=file_sha256(folder / file))
     return card.stage().model_copy(update={"forms": {"fp32": form}})
 
 
@@ -168,11 +204,14 @@ def _place(folder: Path, path: Path, destination: str) -> str:
     root, source = folder.resolve(), path.resolve()
     if source.is_relative_to(root):
         return source.relative_to(root).as_posix()
-    target = folder / destination
+    _write(folder / destination, source.read_bytes())
+    return destination
+
+
+def _write(target: Path, content: bytes) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as stream:
-            stream.write(source.read_bytes())
+            stream.write(content)
     except OSError as error:
         raise unwritable(target, error) from None
-    return destination

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from calibration.chains import Pool
 from calibration.costs import Costs
 from calibration.errors import CalibrationError
 from calibration.pool import Card, load_pool
-from calibration.ranking import Pool
 from calibration.records import Record, load_records, refuse_held_out
 from kernels import reference
 

@@ -58,14 +58,21 @@ class Curve:
     ----------
     gates
         In the order of the cascade.
+    last
+        i8 [n], D of each sample if the last stage answers it; None where that answers as the large
+        model alone does.
     """
 
-    def __init__(self, gates: Sequence[Gate], points: int) -> None:
+    def __init__(
+        self, gates: Sequence[Gate], points: int, *, last: npt.NDArray[np.int8] | None = None
+    ) -> None:
         self._points = points
         answered = np.full(len(gates[0].first_kept), points)
         self._answered: list[Points] = []
         places, samples, changes, magnitudes = [], [], [], []
-        for first_kept, drop in gates:
+        # The last stage answers from the first point on whatever no gate keeps.
+        always = np.zeros(len(answered), np.int64)
+        for first_kept, drop in (*gates, *([] if last is None else [Gate(always, last)])):
             # A stage answers from its gate's first point on, until a stage before it takes over.
             taken = np.flatnonzero((first_kept < answered) & (drop != 0))
             places += [first_kept[taken], answered[taken]]
@@ -74,6 +81,7 @@ class Curve:
             magnitudes += [np.abs(drop[taken]), -np.abs(drop[taken])]
             answered = np.minimum(answered, first_kept)
             self._answered.append(answered)
+        del self._answered[len(gates) :]
         self._places, self._samples = np.concatenate(places), np.concatenate(samples)
         self._changes = np.concatenate(changes).astype(np.float64)
         self._magnitudes = np.concatenate(magnitudes).astype(np.float64)
@@ -87,10 +95,12 @@ class Curve:
         )
 
     def last_within(self, weights: Weights, margin: Margin) -> Points:
-        """Return i64 [draws], the last point before the first whose drop may be too much."""
+        """Return i64 [draws], the last point before the first whose drop may be too much.
+
+        It is -1 where even point 0 may drop too much, as the last stage's answers can.
+        """
         drop, changed = self.drop(weights)
         exceeds = drop + margin.of(drop, changed) > margin.epsilon
-        # Point 0 escalates every sample, so its drop is 0.
         last: Points = np.where(exceeds.any(1), exceeds.argmax(1), self._points) - 1
         return last
 

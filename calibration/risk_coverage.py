@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -42,3 +42,24 @@ def ordering(score: Floats, right: npt.NDArray[np.bool_]) -> Ordering:
     kept = np.arange(1, len(score) + 1)
     risk = np.cumsum(shared) / kept
     return Ordering(kept / len(score), risk, float(risk.mean()))
+
+
+def resampled_area(
+    score: Floats, harmed: npt.NDArray[np.bool_], weights: npt.NDArray[np.integer[Any]]
+) -> Floats:
+    """Return the area under the curve on each resampled set, f64 [draws].
+
+    Samples of equal score stand in the order that they have; `ordering` shares their risk.
+
+    Parameters
+    ----------
+    weights
+        i64 [draws, n], how often each sample was drawn.
+    """
+    order = np.argsort(-score, kind="stable")
+    drawn = weights[:, order].astype(np.float64)
+    kept = np.cumsum(drawn, axis=1)
+    harm = np.cumsum(drawn * harmed[order], axis=1)
+    risk = harm / np.maximum(kept, 1)
+    area: Floats = (drawn * risk).sum(1) / kept[:, -1]
+    return area

@@ -9,29 +9,29 @@ from typing import NamedTuple
 import numpy as np
 from rich.progress import Progress
 
+from calibration.bootstrap import Interval, intervals, resampling_weights
 from calibration.bounds import smallest_passing_n
 from calibration.candidates import Selection, saturated, too_costly
+from calibration.chains import BEAM, EXHAUSTIVE, Chain, chains, cheaper, grown
 from calibration.costs import Costs
 from calibration.errors import CalibrationError
 from calibration.front import Single, static_front
+from calibration.options import OptionSearch, Trial
 from calibration.paper import PaperScore, paper_score
-from calibration.ranking import (
-    BEAM,
-    EXHAUSTIVE,
-    Candidate,
-    Chain,
-    Estimate,
-    Float64,
-    Interval,
-    Screen,
-    chains,
-    cheaper,
-    grown,
-    intervals,
-    rank,
-    resampling_weights,
-)
+from calibration.ranking import Estimate, rank
 from calibration.recorded import Claim
+from calibration.scores import Choice, choose_score
+from calibration.screen import Candidate, Float64, Screen
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Which options beside the plain rule a search tries."""
+
+    scores: bool = True
+    learned: bool = False
+    classes: bool = True
+    combinations: bool = True
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Scope:
         Cascades of each length that are forecast with the exact test, ``draws`` times each.
     resamplings
         Of the paired bootstrap.
+    options
+        Which options beside the plain rule are tried.
     """
 
     claim: Claim
@@ -56,6 +58,7 @@ class Scope:
     finalists: int = 12
     draws: int = 20
     resamplings: int = 100
+    options: Tried = field(default_factory=Tried)
 
 
 class Ranked(NamedTuple):
@@ -101,6 +104,10 @@ class Found:
         All single models, by cost.
     left_out
         Why models are in no cascade.
+    choices
+        The score that was chosen for each saver; empty where none was asked for.
+    trials
+        The options that were tried on the finalists.
     """
 
     selection: Selection
@@ -109,6 +116,8 @@ class Found:
     paper: list[PaperScore]
     singles: list[Single]
     left_out: dict[str, str]
+    choices: dict[str, Choice]
+    trials: list[Trial]
 
     @property
     def alone(self) -> float:
@@ -142,6 +151,7 @@ class SaverSearch:
     scope: Scope
     progress: Progress
     screen: Screen = field(init=False)
+    options: OptionSearch = field(init=False)
 
     def __post_init__(self) -> None:
         """Refuse a claim that no number of lossless samples could support."""
@@ -153,25 +163,58 @@ class SaverSearch:
                 f"delta {claim.delta:g} with {claim.method}: even without any loss it takes "
                 f"{needed}. Certify on more samples, or claim less."
             )
-        self.screen = Screen(self.selection.pool, self.costs, claim, self.scope.size)
+        pool, tried = self.selection.pool, self.scope.options
+        self.screen = Screen(pool, self.costs, claim, self.scope.size)
+        self.options = OptionSearch(
+            self.screen,
+            resampling_weights(len(pool.labels), self.scope.resamplings),
+            tried.scores or tried.learned,
+            tried.classes,
+            tried.combinations,
+        )
 
     def run(self) -> Found:
         """Search."""
         pool = self.selection.pool
         useless = too_costly(self.selection, self.costs) | self._saturated()
-        screened = self._screened([name for name in self._savers() if name not in useless])
+        savers = [name for name in self._savers() if name not in useless]
+        self.screen.choices = choices = self._choices(savers)
+        screened = self._screened(savers)
         finalists = self._finalists(screened)
-        forecast = {item.names: item for item in self._forecast(finalists)}
+        forecast, trials = self._forecast(finalists)
         refused = {item.names for item in finalists} - set(forecast)
+        kept = [item for item in screened if item.names not in refused]
         singles = [Single(n, self.costs.alone(n), pool.accuracy(n)) for n in pool.logits]
         return Found(
             self.selection,
             self.costs,
-            self._ranking([item for item in screened if item.names not in refused], forecast),
+            self._ranking(kept, forecast),
             self._paper(),
             sorted(singles, key=lambda single: single.cost),
             {**self.selection.left_out, **useless},
+            choices,
+            trials,
         )
+
+    def _choices(self, savers: Sequence[str]) -> dict[str, Choice]:
+        """Choose a score for each saver, where other scores than max-softmax are asked for."""
+        pool, tried = self.selection.pool, self.scope.options
+        if not (tried.scores or tried.learned):
+            return {}
+        large = pool.right[pool.large]
+        harmed = {name: large & ~pool.right[name] for name in savers}
+        task = self.progress.add_task("scores", total=len(harmed))
+        choices = {}
+        for name, flags in harmed.items():
+            choices[name] = choose_score(
+                pool.logits[name],
+                flags,
+                self.options.weights,
+                computed=tried.scores,
+                learning=tried.learned,
+            )
+            self.progress.advance(task)
+        return choices
 
     def _finalists(self, screened: Sequence[Candidate]) -> list[Candidate]:
         """Return the best of each length: the screen is kinder to long cascades than the test."""
@@ -191,7 +234,7 @@ class SaverSearch:
         for length in range(2, max(self.scope.lengths) + 1):
             found = []
             for chain in self._chains(savers, length, best):
-                found.append(self.screen.best(chain))
+                found.append(self.options.screened(chain))
                 self.progress.advance(task)
             best = sorted(found, key=lambda item: item.cost)
             wanted += best if length in self.scope.lengths else []
@@ -204,22 +247,32 @@ class SaverSearch:
             return chains(savers, self.selection.pool.large, length)
         return grown([item.names for item in shorter[:BEAM]], savers)
 
-    def _forecast(self, finalists: Sequence[Candidate]) -> list[Estimate]:
+    def _forecast(
+        self, finalists: Sequence[Candidate]
+    ) -> tuple[dict[Chain, Estimate], list[Trial]]:
+        """Forecast finalists as they are and with the options that are worth it."""
         task = self.progress.add_task("forecast", total=len(finalists))
-        return rank(
-            self.screen,
-            finalists,
-            draws=self.scope.draws,
-            advance=lambda: self.progress.advance(task),
-        )
+        forecast: dict[Chain, Estimate] = {}
+        trials = []
+        for item in finalists:
+            improved = self.options.improved(item.names)
+            trials += improved.trials
+            plain = self.screen.best(item.names)
+            # On ties the first, and so the simpler one.
+            found = rank(
+                self.screen, dict.fromkeys([plain, improved.candidate]), draws=self.scope.draws
+            )
+            if found:
+                forecast[item.names] = found[0]
+            self.progress.advance(task)
+        return forecast, trials
 
     def _ranking(
         self, candidates: Sequence[Candidate], forecast: Mapping[Chain, Estimate]
     ) -> list[Ranked]:
         """Return forecast candidates by that cost, then the others by the screen's."""
-        first = sorted(
-            (c for c in candidates if c.names in forecast), key=lambda c: forecast[c.names].cost
-        )
+        judged = (forecast[item.names].candidate for item in candidates if item.names in forecast)
+        first = sorted(judged, key=lambda item: forecast[item.names].cost)
         ordered = [*first, *(item for item in candidates if item.names not in forecast)]
         costs = self._resampled(ordered)
         of_cost, of_ratio = intervals(costs), intervals(costs / costs[:, :1])
@@ -230,8 +283,7 @@ class SaverSearch:
 
     def _resampled(self, candidates: Sequence[Candidate]) -> Float64:
         """Return each candidate's cost on each resampled split, f64 [resamplings, candidates]."""
-        n = len(self.selection.pool.labels)
-        weights = resampling_weights(n, self.scope.resamplings)
+        weights = self.options.weights
         task = self.progress.add_task("intervals", total=len(candidates))
         costs = np.empty((self.scope.resamplings, len(candidates)))
         for column, item in enumerate(candidates):

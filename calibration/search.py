@@ -13,7 +13,7 @@ import onnxruntime
 from rich.console import Console
 from rich.progress import Progress
 
-from calibration.assembly import Caption, Parts, write_bundle
+from calibration.assembly import Caption, Parts, Rule, write_bundle
 from calibration.bounds import METHODS, Method
 from calibration.budget import FILE_NAME, Budget
 from calibration.candidates import Selection, load_selection, names_of
@@ -25,7 +25,7 @@ from calibration.finals import Jury, best_certified, write_certified
 from calibration.ranking import Estimate
 from calibration.recorded import Claim
 from calibration.records import Data, load_data
-from calibration.saver_search import Found, SaverSearch, Scope
+from calibration.saver_search import Found, SaverSearch, Scope, Tried
 from calibration.search_report import show, summary
 from calibration.timings import host_runs, measure_joules, measure_seconds
 from runtime.schema import Setting
@@ -54,6 +54,10 @@ class Request:
     size: int
     finalists: int
     draws: int
+    scores: bool
+    learned: bool
+    classes: bool
+    combinations: bool
     threads: int
     write: Path | None
     data: Path | None
@@ -85,7 +89,8 @@ class Request:
     def scope(self) -> Scope:
         """What is searched."""
         claim = Claim(self.epsilon, self.delta, self.method)
-        return Scope(claim, self.size, self._lengths, self.finalists, self.draws)
+        tried = Tried(self.scores, self.learned, self.classes, self.combinations)
+        return Scope(claim, self.size, self._lengths, self.finalists, self.draws, options=tried)
 
     @property
     def _lengths(self) -> tuple[int, ...]:
@@ -165,6 +170,32 @@ _COUNT = click.IntRange(1)
     help="Cascades of each length to forecast.",
 )
 @click.option("--draws", type=_COUNT, default=20, show_default=True, help="Of each forecast.")
+@click.option(
+    "--scores/--no-scores",
+    default=True,
+    show_default=True,
+    help="Try gates that read another score than max-softmax.",
+)
+@click.option(
+    "--learned/--no-learned",
+    default=False,
+    show_default=True,
+    help="Try learned gates too; the winner's model then has a further output.",
+)
+@click.option(
+    "--class-thresholds/--no-class-thresholds",
+    "classes",
+    default=True,
+    show_default=True,
+    help="Try thresholds by predicted class.",
+)
+@click.option(
+    "--combination/--no-combination",
+    "combinations",
+    default=True,
+    show_default=True,
+    help="Try to add an earlier stage's logits to those of the large model.",
+)
 @click.option("--threads", type=_COUNT, default=available_threads, help="[default: all]")
 @click.option("--write", type=_PATH, help="Make this folder a bundle of the winner; needs --data.")
 @click.option("--data", type=_PATH, help="The selection data: golden samples and provenance.")
@@ -189,8 +220,9 @@ _COUNT = click.IntRange(1)
 def main(**options: Any) -> None:
     """Rank the cascades of a pool that end in its large model, by what they cost on this device.
 
-    Offsets between gates are chosen, and each cascade's certified point is estimated, on the
-    selection split alone: the ranking is an estimate, no certificate. The first saver is costed at
+    Scores, offsets between gates, thresholds by class and combined answers are chosen, and each
+    cascade's certified point is estimated, on the selection split alone: the ranking is an
+    estimate, no certificate. The first saver is costed at
     the full batch, each later model at the batches that escalation leaves it. The winner is then
     certified on samples of its own, by --certify-top or by python -m calibration.threshold.
     Beside it stand the single models' static front and the score of the paper (TinySaver).
@@ -300,9 +332,20 @@ def _write_bundle(
     request: Request, folder: Path, found: Found, data: Data, chosen: Estimate
 ) -> None:
     cards = [found.selection.cards[name] for name in chosen.names]
-    parts = Parts(request.pool, cards, data, found.selection.classes)
+    parts = Parts(request.pool, cards, data, found.selection.classes, _rule(found, chosen))
     setting = Setting(thresholds=chosen.thresholds, path=chosen.path)
     write_bundle(folder, parts, setting, request.caption, threads=request.threads)
+
+
+def _rule(found: Found, chosen: Estimate) -> Rule:
+    options = chosen.candidate.options
+    learned = {
+        name: found.choices[name].learned
+        for name, score in zip(chosen.names, options.scores, strict=False)
+        if score.name == "learned"
+    }
+    heads = {name: item.head for name, item in learned.items() if item}
+    return Rule(options.scores, heads, options.combination)
 
 
 if __name__ == "__main__":

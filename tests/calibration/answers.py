@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from calibration.chains import Pool
 from calibration.costs import MacCosts
-from calibration.ranking import Pool, Screen
 from calibration.recorded import Claim
+from calibration.screen import Screen
 
 CLAIM = Claim(0.02, 0.0125, "wsr")
 MACS = {"a": 1, "b": 10, "c": 100}

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from calibration.curves import Curve, Gate, Margin, first_kept_point
+from calibration.scores import PLAIN
+from calibration.screen import Candidate, Options
 from kernels import reference
 from runtime.schema import ThresholdPath
 from runtime.simulation import Simulation
@@ -37,7 +39,8 @@ def test_a_curve_is_what_the_simulation_says_at_each_point(names: tuple[str, ...
     made = screen()
     path = ThresholdPath(offsets=(0.0, -1.5)[: len(names) - 1])
     weights = np.random.default_rng(4).integers(0, 3, (2, 997))
-    walked = made._curve(names, path)
+    options = Options((PLAIN,) * (len(names) - 1))
+    walked = made._curve(Candidate(names, path.offsets, options, 0.0))
     drop, changed = walked.drop(weights)
     simulation = Simulation([made.pool.logits[name] for name in names], made.pool.labels)
     for point, thresholds in enumerate(path.vectors()):

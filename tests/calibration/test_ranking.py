@@ -8,19 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from calibration.bootstrap import intervals, resampling_weights
 from calibration.certificates import Forecast
+from calibration.chains import chains, cheaper, grown
 from calibration.costs import MacCosts
-from calibration.ranking import (
-    Candidate,
-    Screen,
-    chains,
-    cheaper,
-    grown,
-    intervals,
-    rank,
-    resampling_weights,
-)
+from calibration.ranking import rank
 from calibration.recorded import Claim
+from calibration.scores import PLAIN
+from calibration.screen import Candidate, Options, Screen
 from runtime.schema import ThresholdPath
 from runtime.simulation import Simulation
 from tests.calibration.answers import CLAIM, MACS, pool, screen
@@ -30,14 +25,14 @@ def test_the_best_offset_is_the_cheapest_of_all() -> None:
     made = screen()
     costs = {o: screen(offsets=(o,)).best(("a", "b", "c")).cost for o in made.offsets if o}
     best = made.best(("a", "b", "c"))
-    assert best.cost == min(costs.values()) == costs[best.path.offsets[1]]
-    assert best.path.offsets[0] == 0.0
+    assert best.cost == min(costs.values()) == costs[best.offsets[1]]
+    assert best.offsets[0] == 0.0
     assert len(set(costs.values())) > 5
 
 
 def test_of_equal_costs_the_smallest_offset_wins() -> None:
     made = Screen(pool(), MacCosts({"a": 0, "b": 0, "c": 0}), CLAIM, 4000)
-    assert made.best(("a", "b", "c")).path.offsets == (0.0, 0.0)
+    assert made.best(("a", "b", "c")).offsets == (0.0, 0.0)
 
 
 def test_offsets_of_four_stages_are_improved_gate_by_gate() -> None:
@@ -47,7 +42,7 @@ def test_offsets_of_four_stages_are_improved_gate_by_gate() -> None:
     costs = MacCosts({**MACS, "d": 30})
     whole = Screen(more, costs, CLAIM, 4000, offsets=(-1.0, 0.0, 1.0))
     best = whole.best(("a", "b", "d", "c"))
-    plain = whole._at(("a", "b", "d", "c"), (0.0, 0.0, 0.0))
+    plain = whole.at(("a", "b", "d", "c"), (0.0, 0.0, 0.0), best.options)
     assert best.cost < plain.cost
     for gate in (1, 2):
         assert whole._best_of_gate(best, gate).cost == best.cost
@@ -90,11 +85,11 @@ def test_the_ranking_is_by_the_cost_of_the_forecast(monkeypatch: pytest.MonkeyPa
     rates = {-1.0: 0.9, 0.0: 0.1, 1.0: 0.5}
 
     def fake(_: Sequence[Any], __: Any, path: ThresholdPath, **___: Any) -> Forecast:
-        rate = (rates[path.start],)
+        rate = (rates[path.offsets[0]],)
         return Forecast(1, 1, 0, (0.1, 0.5, 0.9), (0, 0, 0), ((0.5,),) * 3, (rate,) * 3)
 
     monkeypatch.setattr("calibration.ranking.forecast", fake)
-    candidates = [Candidate(("a", "c"), ThresholdPath(start=start), 0.0) for start in rates]
+    candidates = [Candidate(("a", "c"), (o,), Options((PLAIN,)), 0.0) for o in rates]
     ranking = rank(screen(), candidates, draws=1)
     assert [item.cost for item in ranking] == [11.0, 51.0, 91.0]
 
@@ -112,7 +107,7 @@ def test_a_resampled_cost_is_that_of_the_resampled_split() -> None:
     drawn = type(made.pool)(
         {name: z[rows] for name, z in made.pool.logits.items()}, made.pool.labels[rows], "c"
     )
-    expected = Screen(drawn, made.costs, CLAIM, 4000)._at(candidate.names, candidate.path.offsets)
+    expected = Screen(drawn, made.costs, CLAIM, 4000).at(*candidate[:3])
     assert made.resampled(candidate, weights[None])[0] == pytest.approx(expected.cost)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import calibration.saver_search
-from calibration.ranking import Candidate, Screen
 from calibration.records import load_record, save_record
 from runtime.bundle import file_sha256
+from runtime.schema import Score
 from runtime.simulation import Simulation
 from tests.calibration.search_world import Invoke, World, replace_card, search
 
@@ -53,7 +53,9 @@ def test_numbers_shown_are_those_of_the_records(invoke: Invoke, world: World) ->
     folder = world.record("selection")
     item = shown(invoke, world, "--stages", "3")["ranking"][0]
     records = [load_record(folder / f"{name}.npz") for name in item["stages"]]
-    simulation = Simulation([record.logits for record in records], records[0].labels)
+    assert item["combination"] is None
+    scores = [Score(**score) for score in item["scores"]]
+    simulation = Simulation([record.logits for record in records], records[0].labels, scores=scores)
     rates = simulation.escalation_rates(item["forecast"]["thresholds"])
     assert item["forecast"]["escalation_rates"] == list(rates)
 
@@ -251,9 +253,5 @@ def test_what_cannot_pay_is_not_forecast(
     replace_card(world, "tiny", macs=990)
     replace_card(world, "middle", macs=995)
 
-    def watched(_: Screen, candidates: Sequence[Candidate], **__: Any) -> Any:
-        assert candidates == []
-        return []
-
-    monkeypatch.setattr(calibration.saver_search, "rank", watched)
+    monkeypatch.setattr(calibration.saver_search, "rank", None)
     search(invoke, world)
