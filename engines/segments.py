@@ -21,8 +21,11 @@ from engines.shapes import infer_shapes
 
 # What belongs to the block before it: it changes values or size, and weighs nothing.
 _FINISHING = frozenset(
-    "BatchNormalization Clip Dropout Elu HardSigmoid HardSwish Identity LeakyRelu PRelu Relu Selu "
-    "Sigmoid Softplus MaxPool AveragePool Pad".split()
+    {
+        *("BatchNormalization", "Dropout", "Identity", "Pad", "MaxPool", "AveragePool"),
+        *("Clip", "Elu", "HardSigmoid", "HardSwish", "LeakyRelu", "PRelu", "Relu", "Selu"),
+        *("Sigmoid", "Softplus"),
+    }
 )
 
 
