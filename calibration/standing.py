@@ -14,10 +14,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from calibration.bootstrap import Interval, intervals, resampling_weights
 from calibration.costs import Costs, Floats
 from calibration.curves import Weights
-from calibration.ranking import Interval, intervals, resampling_weights
-from runtime.simulation import Simulation
+from runtime.simulation import Simulation, Vector
 
 Flags = npt.NDArray[np.bool_]
 
@@ -87,7 +87,7 @@ class Standing(NamedTuple):
 def contest(
     names: Sequence[str],
     simulation: Simulation,
-    thresholds: Sequence[float],
+    thresholds: Vector,
     labels: npt.NDArray[np.int32],
     singles: Mapping[str, Flags],
 ) -> Contest:

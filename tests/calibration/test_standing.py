@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from calibration.bootstrap import resampling_weights
 from calibration.costs import MacCosts
-from calibration.ranking import resampling_weights
 from calibration.standing import Contest, contest, standing
 from runtime.simulation import Simulation
 from tests.calibration.answers import pool
