@@ -158,6 +158,32 @@ class Saving(Schema):
     method: Literal["binomial_martingale"] = "binomial_martingale"
 
 
+class Disagreement(Schema):
+    """How often an earlier stage answers otherwise than the last one would have, at one gear.
+
+    It is what a drift guard compares with, see `runtime.drift`; no bound on what is lost.
+
+    Attributes
+    ----------
+    thresholds
+        The gear; the certified point is one as well.
+    data
+        Name of the split: that which certified, or else the selection split.
+    count, n
+        Samples answered so, of all.
+    upper_bound
+        Of the share. With probability at least ``1 - delta``, the bounds of all points of the path
+        hold at once.
+    """
+
+    thresholds: tuple[Threshold, ...]
+    data: str
+    count: int = Field(ge=0)
+    n: int = Field(ge=1)
+    upper_bound: UnitInterval
+    delta: float = Field(gt=0, lt=1)
+
+
 class Certificate(Schema):
     """A statement that holds with probability at least ``1 - delta`` over the certifying sample.
 

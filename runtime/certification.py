@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from runtime.schema import CascadeSpec, Certificate, CoveredStage, Form, Setting
+import numpy as np
+
+from runtime.schema import CascadeSpec, Certificate, CoveredStage, Form, Setting, Threshold
 
 State = Literal[
     "certified",
@@ -89,6 +92,11 @@ def certification(
     return Certification(state, certificate)
 
 
+def escalates_all(thresholds: Sequence[Threshold]) -> bool:
+    """Return whether thresholds send every sample to the last stage."""
+    return all(np.min(threshold) == 1 for threshold in thresholds)
+
+
 def _covers_something(setting: Setting) -> bool:
     return setting.certificate is not None and setting.certificate.covers is not None
 
@@ -98,7 +106,9 @@ def _certified_thresholds(
 ) -> tuple[tuple[object, ...], ...]:
     # A gear off the path was never tested, even if it escalates more than the certified point.
     tested = list(map(tuple, certificate.path.vectors()[: certificate.passed + 1].tolist()))
-    return (certificate.thresholds, *(gear for gear in setting.gears if gear in tested))
+    highest = ((1.0,) * len(setting.thresholds),) if escalates_all(tested[0]) else ()
+    gears = (gear for gear in setting.gears if gear in tested)
+    return (certificate.thresholds, *gears, *highest)
 
 
 def _compare(

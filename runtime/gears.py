@@ -1,7 +1,8 @@
 """Gears: the threshold vectors under one certificate, the one in force, and its choice by load.
 
 Gear 0 is the certified point, the cheapest. Each further gear is an earlier point of the certified
-path: it sends more samples on, and loses no more than the same epsilon. A gear may depend on load,
+path: it sends more samples on, and loses no more than the same epsilon. The highest sends all of
+them to the last stage, with which every such path begins. A gear may depend on load,
 never on the content of the images that it answers: an average over gears that were chosen without
 seeing a sample keeps the promise that each of them keeps.
 """
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.bundle import Bundle
-from runtime.certification import Certification, certification
+from runtime.certification import Certification, certification, escalates_all
 from runtime.errors import BundleError, InputError
 from runtime.schema import CascadeSpec, Form, Setting, Threshold
 
@@ -133,7 +134,7 @@ class Gearbox:
 
 
 def in_order(setting: Setting) -> tuple[Vector, ...]:
-    """Return the thresholds of a setting and the gears above them, the cheapest first.
+    """Return the thresholds of a setting, its gears above them, and the one that sends all on.
 
     Raises
     ------
@@ -142,6 +143,8 @@ def in_order(setting: Setting) -> tuple[Vector, ...]:
     """
     gears = sorted(setting.gears, key=lambda gear: sum(float(np.mean(t)) for t in gear))
     vectors = (setting.thresholds, *gears)
+    if not escalates_all(vectors[-1]):
+        vectors = (*vectors, (1.0,) * len(setting.thresholds))
     for lower, upper in pairwise(vectors):
         steps = [np.subtract(above, below) for below, above in zip(lower, upper, strict=True)]
         if any((step < 0).any() for step in steps) or not any(step.any() for step in steps):

@@ -18,6 +18,7 @@ from runtime.certificate import (
     Combination,
     Coverage,
     CoveredStage,
+    Disagreement,
     Saving,
     Score,
     ThresholdPath,
@@ -31,6 +32,7 @@ __all__ = [
     "Combination",
     "Coverage",
     "CoveredStage",
+    "Disagreement",
     "Form",
     "FrameFormat",
     "Gate",
@@ -214,13 +216,15 @@ class Setting(Schema):
 
     ``path`` was chosen on the selection split; certification walks it. Gears are earlier points of
     the certified path, the cheapest last, which escalate more and so lose no more than the same
-    epsilon. No component of one is below the certified one.
+    epsilon. No component of one is below the certified one. With ``disagreements``, at the
+    thresholds and each gear, a drift guard compares; see `runtime.drift`.
     """
 
     thresholds: tuple[Threshold, ...]
     path: ThresholdPath | None = None
     certificate: Certificate | None = None
     gears: tuple[tuple[Threshold, ...], ...] = ()
+    disagreements: tuple[Disagreement, ...] = ()
 
     @model_validator(mode="after")
     def _check(self) -> Setting:
@@ -262,6 +266,14 @@ class CascadeSpec(Schema):
     settings: dict[str, Setting]
     golden: Golden | None = None
     provenance: tuple[Provenance, ...] = ()
+
+    @property
+    def weighted(self) -> tuple[int, float] | None:
+        """Index of the stage that the combination names, and its weight."""
+        if self.combination is None:
+            return None
+        names = [stage.name for stage in self.stages]
+        return names.index(self.combination.stage), self.combination.weight
 
     @model_validator(mode="after")
     def _check(self) -> CascadeSpec:

@@ -75,7 +75,15 @@ def test_one_stage_on_another_engine_is_transferred(content):
     assert state_of(content) == "transferred"
 
 
-@pytest.mark.parametrize("thresholds", [(0.5,), (0.8,), (1.0,), ([0.75] * 4,), ()])
+def test_sending_everything_on_was_the_first_point_that_passed(content):
+    assert state_of(content, thresholds=(1.0,)) == "certified"
+    content["settings"][KEY]["certificate"]["path"] = {"explicit": PATH["explicit"][1:]}
+    content["settings"][KEY]["certificate"]["passed"] = PASSED - 1
+    assert state_of(content) == "certified"
+    assert state_of(content, thresholds=(1.0,)) == "overridden"
+
+
+@pytest.mark.parametrize("thresholds", [(0.5,), (0.8,), ([0.75] * 4,), ()])
 def test_other_thresholds_are_overridden(content, thresholds):
     assert state_of(content, thresholds=thresholds) == "overridden"
 

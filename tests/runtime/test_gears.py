@@ -10,51 +10,14 @@ import pytest
 from runtime.cascade import Cascade
 from runtime.errors import BundleError, InputError
 from runtime.gears import LoadGovernor, in_order
-from runtime.schema import Preprocessing, Setting
-
-DATA_SHA = "0123456789abcdef" * 4
-POINTS = [[1.0], [0.96875], [0.875], [0.75], [0.5]]
-KEY = "fp32/fp32"
-
-
-def covered(stage):
-    return {
-        "name": stage["name"],
-        "model_sha256": stage["forms"]["fp32"]["sha256"],
-        "engine": "onnxruntime",
-        "form": "fp32",
-        "preprocessing_sha256": Preprocessing(**stage["preprocessing"]).sha256,
-    }
+from runtime.schema import Setting
+from tests.runtime.certified import KEY, certified
 
 
 @pytest.fixture
 def content(cascade_json):
     """A certified cascade whose gears are listed out of order."""
-    described = cascade_json("echo", "negated", thresholds=[0.75])
-    described["settings"][KEY] |= {
-        "gears": [[0.875], [1.0], [0.96875]],
-        "certificate": {
-            "quantity": "accuracy_drop",
-            "epsilon": 0.005,
-            "delta": 0.0125,
-            "method": "wsr",
-            "n": 8000,
-            "harm": 30,
-            "help": 8,
-            "thresholds": [0.75],
-            "scores": [{}],
-            "path": {"explicit": POINTS},
-            "passed": 3,
-            "order_seed": 1,
-            "escalation_rates": [0.25],
-            "covers": {
-                "data_sha256": DATA_SHA,
-                "stages": [covered(stage) for stage in described["stages"]],
-                "provenance": "checked",
-            },
-        },
-    }
-    return described
+    return certified(cascade_json("echo", "negated", thresholds=[0.75]), gears=[[0.96875], [0.875]])
 
 
 @pytest.fixture
@@ -97,12 +60,12 @@ def test_a_gear_that_is_not_there_is_refused_and_the_former_one_stays(cascade, g
     assert cascade.gear == 2
 
 
-def test_a_bundle_without_gears_has_only_the_thresholds(make_bundle):
+def test_a_bundle_without_gears_has_its_thresholds_and_the_large_model(make_bundle):
     with Cascade.load(make_bundle("echo", "negated", thresholds=[0.75]), threads=1) as cascade:
-        assert cascade.gears == ((0.75,),)
-        with pytest.raises(InputError, match="gear: expected 0 to 0, got 1"):
-            cascade.shift(1)
-        assert cascade.rule_out(0) == 0
+        assert cascade.gears == ((0.75,), (1.0,))
+        with pytest.raises(InputError, match="gear: expected 0 to 1, got 2"):
+            cascade.shift(2)
+        assert cascade.rule_out(0) == cascade.rule_out(1) == 1
 
 
 def test_a_gear_that_is_ruled_out_is_never_taken_again(cascade):
@@ -168,7 +131,14 @@ def setting(thresholds, *gears):
 
 def test_gears_by_class_are_ordered_component_by_component():
     low, middle, high = [0.5, [0.1, 0.2]], [0.5, [0.1, 0.3]], [0.75, 0.9]
-    assert in_order(setting(low, high, middle)) == tuple(map(tuple, (low, middle, high)))
+    expected = (*map(tuple, (low, middle, high)), (1.0, 1.0))
+    assert in_order(setting(low, high, middle)) == expected
+
+
+@pytest.mark.parametrize("highest", [[1.0, 1.0], [1.0, [1.0, 1.0]]])
+def test_the_gear_that_sends_all_on_is_not_repeated(highest):
+    assert in_order(setting([0.5, 0.5], highest)) == ((0.5, 0.5), tuple(highest))
+    assert in_order(setting(highest)) == (tuple(highest),)
 
 
 @pytest.mark.parametrize(
