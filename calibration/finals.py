@@ -20,12 +20,13 @@ from calibration.candidates import names_of
 from calibration.costs import Costs
 from calibration.errors import CertificationRefused
 from calibration.ranking import Estimate
-from calibration.recorded import Claim, certify_recorded, coverage, load_recorded
+from calibration.recorded import Claim, Recorded, certify_recorded, coverage, load_recorded
+from calibration.recorder import bundle_source, record_all
 from calibration.records import Data
 from calibration.saving import with_saving
 from calibration.settings import write_certificate
 from runtime.bundle import load_bundle
-from runtime.schema import Certificate
+from runtime.schema import Certificate, Form
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,22 @@ class Jury:
     claim: Claim
     budget: Budget | None
 
+    def recorded(self, folder: Path) -> Recorded:
+        """Return a bundle with its records.
+
+        A model with a learned gate is not the pool's, so nobody has recorded it: it is run here.
+        """
+        bundle = load_bundle(folder)
+        if not any(gate.score.name == "learned" for gate in bundle.spec.gates):
+            return load_recorded(bundle, self.records)
+        forms: list[Form] = ["fp32"] * len(bundle.spec.stages)
+        with TemporaryDirectory() as place:
+            record_all([bundle_source(bundle, forms, threads=1)], self.data, Path(place))
+            return load_recorded(bundle, Path(place))
+
     def certify(self, folder: Path, *, share: int) -> Certificate | str:
         """Return the certificate of a bundle at ``delta / share``, or why it was refused."""
-        recorded = load_recorded(load_bundle(folder), self.records)
+        recorded = self.recorded(folder)
         covers = coverage(recorded, self.data, allow_unknown=False)
         claim = dataclasses.replace(self.claim, delta=self.claim.delta / share)
         outcome = certify_recorded(recorded, claim, covers, budget=self.budget)
@@ -94,4 +108,4 @@ def best_certified(
 
 def write_certified(folder: Path, certificate: Certificate, jury: Jury) -> None:
     """Put the certificate of a bundle's cascade into its ``cascade.json``."""
-    write_certificate(load_recorded(load_bundle(folder), jury.records), certificate)
+    write_certificate(jury.recorded(folder), certificate)
