@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from calibration.disagreement import disagreements
 from calibration.errors import CalibrationError
 from calibration.gears import Gears, gears
 from calibration.npz import unwritable
@@ -18,6 +19,8 @@ def write_certificate(
     recorded: Recorded, certificate: Certificate, *, selection: Recorded | None = None
 ) -> CascadeSpec:
     """Write thresholds, certificate and gears to the bundle's ``cascade.json``.
+
+    With them goes what a drift guard compares with, from the same records.
 
     Parameters
     ----------
@@ -35,7 +38,7 @@ def write_certificate(
         certificate=certificate,
         gears=_gears(certificate, selection),
     )
-    return _write(recorded.bundle, {recorded.key: setting})
+    return _write(recorded.bundle, {recorded.key: _watched(setting, recorded)})
 
 
 def write_gears(bundle: Bundle, selection: Recorded | None = None) -> CascadeSpec:
@@ -46,7 +49,8 @@ def write_gears(bundle: Bundle, selection: Recorded | None = None) -> CascadeSpe
     Parameters
     ----------
     selection
-        As of `write_certificate`; then only the setting of its forms is changed.
+        As of `write_certificate`; then only the setting of its forms is changed, and what a drift
+        guard compares with is measured on it.
 
     Raises
     ------
@@ -89,7 +93,12 @@ def _geared(bundle: Bundle, setting: Setting, selection: Recorded | None) -> Set
     if certificate.saving is None:
         certificate = with_saving(certificate, bundle.spec)
     update = {"certificate": certificate, "gears": _gears(certificate, selection)}
-    return setting.model_copy(update=update)
+    geared = setting.model_copy(update=update)
+    return geared if selection is None else _watched(geared, selection)
+
+
+def _watched(setting: Setting, recorded: Recorded) -> Setting:
+    return setting.model_copy(update={"disagreements": disagreements(recorded, setting)})
 
 
 def _gears(certificate: Certificate, selection: Recorded | None) -> Gears:

@@ -58,7 +58,7 @@ class Watch:
 
     share: float = 0.01
     alpha: float = 0.05
-    tolerance: float = 0.005
+    tolerance: float = 0.002
     batch: int = 16
     seed: int = 0
 
@@ -333,8 +333,8 @@ def references_of(cascade: Cascade) -> tuple[float, ...]:
         raise InputError(
             f"{cascade.bundle.folder}: drift guard: cascade.json has no reference for each of "
             f"{len(cascade.gears) - 1} gear(s): how often an earlier stage answers otherwise than "
-            "the last one. Measure it: "
-            f"python -m calibration.drift {cascade.bundle.folder} --records records/selection"
+            "the last one. Measure it: python -m calibration.threshold "
+            f"{cascade.bundle.folder} --gears --selection records/selection"
         ) from None
 
 
