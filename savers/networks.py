@@ -7,7 +7,7 @@ on 16 channels at a time with AVX-512, so 8 channels cost as much time as 16.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -149,6 +149,15 @@ NETWORKS: dict[str, Callable[[], nn.Sequential]] = {
 }
 
 
+@runtime_checkable
+class Counted(Protocol):
+    """A module that knows its own cost, without that of modules in it."""
+
+    def macs(self, output: Tensor) -> int:
+        """Return the multiply-accumulates that gave ``output``."""
+        ...
+
+
 def count_macs(network: nn.Module, shape: tuple[int, int, int] = (1, 28, 28)) -> int:
     """Count the multiply-accumulates of one ``[c, h, w]`` sample.
 
@@ -178,4 +187,6 @@ def _macs(module: nn.Module, output: Tensor) -> int:
         each = module.in_features
     elif isinstance(module, Attention):
         each = 2 * output.shape[1]
+    elif isinstance(module, Counted):
+        return module.macs(output)
     return int(output.numel()) * each
