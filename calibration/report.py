@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
@@ -20,7 +17,7 @@ from calibration.pool import load_pool
 from calibration.records import Data, load_data
 from calibration.report_content import Content
 from calibration.report_costs import ROUNDS, measured_costs
-from calibration.report_material import Material, Pool, gather, record_absent
+from calibration.report_material import Material, Pool, gather, record_absent, records_folder
 from calibration.report_page import page
 from calibration.report_plots import as_png
 from calibration.report_summary import summary
@@ -164,7 +161,7 @@ def make(request: Request) -> Content:
     import matplotlib  # noqa: F401
 
     bundle, data, pool = load_bundle(request.bundle), request.load_data(), request.load_pool()
-    with progress_bar() as progress, _records(request.records, data) as folder:
+    with progress_bar() as progress, records_folder(request.records, data) as folder:
         _record(request, bundle, pool, data, folder, progress)
         material = gather(bundle, pool, data, folder)
         return Content(material, _timed(request, material, progress))
@@ -196,15 +193,6 @@ def _timed(request: Request, material: Material, progress: Progress) -> CostTabl
         threads=request.threads,
         advance=lambda: progress.advance(task),
     )
-
-
-@contextmanager
-def _records(given: Path | None, data: Data) -> Iterator[Path]:
-    if given is not None:
-        yield given
-        return
-    with TemporaryDirectory(prefix="tinysaver-") as folder:
-        yield Path(folder) / data.name
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -17,6 +17,7 @@ from calibration.costs import Costs
 from calibration.report_costs import mac_costs
 from calibration.report_material import Material
 from calibration.report_pictures import Pictures
+from calibration.standing import Standing, contest, standing
 from runtime.certification import Certification, certification
 
 if TYPE_CHECKING:
@@ -134,14 +135,31 @@ class Content:
         return list(words.certificate_words(self.certification, self.material.names))
 
     @cached_property
+    def rule(self) -> list[str]:
+        """How the gates decide, and what is combined."""
+        recorded = self.material.recorded
+        return list(words.rule_words(recorded.bundle.spec, recorded.setting))
+
+    @cached_property
+    def costs(self) -> list[Costs]:
+        """Multiply-accumulates, and times if they were measured."""
+        return [mac_costs(self.material), *([self.timed.costs()] if self.timed else [])]
+
+    @cached_property
+    def standings(self) -> list[Standing]:
+        """The cascade beside the cheapest single model as accurate, by each kind of cost."""
+        material = self.material
+        right = {model.name: model.label == material.labels for model in material.singles}
+        found = contest(
+            material.names, material.simulation, material.thresholds, material.labels, right
+        )
+        return [standing(found, costs) for costs in self.costs]
+
+    @cached_property
     def trades(self) -> list[figures.Trade]:
         """Accuracy against multiply-accumulates, and time if it was measured."""
         walked = figures.walks(self.material)
-        costs: list[Costs] = [
-            mac_costs(self.material),
-            *([self.timed.costs()] if self.timed else []),
-        ]
-        return [figures.trade(self.material, one, walked) for one in costs]
+        return [figures.trade(self.material, one, walked) for one in self.costs]
 
     @cached_property
     def flows(self) -> list[figures.Flow]:
@@ -201,6 +219,10 @@ class Content:
             found.append(
                 (f"≤ {words.points(certificate.epsilon)}", f"lost, certified: {confidence} sure")
             )
+            if certificate.saving:
+                bound = words.percent(certificate.saving.lower_bound, 1)
+                sure = words.percent(1 - certificate.saving.delta, 0)
+                found.append((f"≥ {bound}", f"of MACs saved, certified: {sure} sure"))
         return found
 
     @cached_property
@@ -277,7 +299,7 @@ class Content:
         meta = recorded.records[0].meta
         return (
             f"{recorded.bundle.folder.name or self.name}, setting {recorded.key}, thresholds "
-            f"{' / '.join(f'{value:.4f}' for value in self.material.thresholds)}. Logits by "
+            f"{' / '.join(map(words.threshold_words, self.material.thresholds))}. Logits by "
             f"{meta.engine} {meta.engine_version}; {self.split} data, sha256 {meta.data_sha256}. "
             "Made by python -m calibration.report."
         )
@@ -290,7 +312,7 @@ class Content:
         titles = {"macs": "By multiply-accumulates", "time": "By measured time"}
         state = self.certification.state
         mark = "certified" if state == "certified" else "in force"
-        for trade in self.trades:
+        for trade, stands in zip(self.trades, self.standings, strict=True):
             caption = ""
             if trade.unit == "time" and self.timed:
                 caption = (
@@ -301,13 +323,13 @@ class Content:
                 "cost",
                 f"cost-{trade.unit}",
                 titles[trade.unit],
-                list(words.trade_words(trade, self.large)),
+                [*words.trade_words(trade, self.large), words.share_words(stands)],
                 caption,
                 plots.trade_plot(trade, self.chain, mark),
             )
 
     def _flow_plot(self) -> Plot:
-        text = list(words.flow_words(self.flows))
+        text = [*self.rule, *words.flow_words(self.flows)]
         drawn = plots.flow_plot(self.flows)
         return Plot("gates", "gates", "Images by the stage that answers", text, "", drawn)
 

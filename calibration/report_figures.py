@@ -10,18 +10,22 @@ import numpy.typing as npt
 
 from calibration.costs import Costs
 from calibration.front import Single, static_front
+from calibration.readings import read
 from calibration.recorded import starting_path
 from calibration.report_material import Material, Model
 from calibration.risk_coverage import Ordering, ordering
+from calibration.scores import words
 from kernels import reference
 from runtime.schema import Score, ThresholdPath
-from runtime.simulation import Simulation
+from runtime.simulation import Simulation, Vector
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 Path = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
+SCORES = (Score(), Score(name="margin"), Score(name="entropy"), Score(name="p_norm", p=2.0))
+"""That every gate's is shown beside."""
 POINTS = 120
 """Of a curve along a path."""
 BINS = 15
@@ -91,6 +95,9 @@ class Flow(NamedTuple):
 class Ranking(NamedTuple):
     """How well each score orders the samples that reach a gate.
 
+    What is risked is harm: the stage is wrong where the large model is right. By it the search
+    chooses scores, too.
+
     Attributes
     ----------
     scores
@@ -122,7 +129,7 @@ class Confidence(NamedTuple):
     error
         Expected calibration error: the mean over samples of the bins' gap between the two.
     threshold
-        Of its gate; None where it has none, or the gate uses another score.
+        Of its gate; None where it has none, or one per class, or the gate uses another score.
     """
 
     stage: str
@@ -177,7 +184,7 @@ def walk(names: Sequence[str], simulation: Simulation, accuracy: float, path: Pa
     accuracy
         Of its large model alone.
     path
-        f32 [points, gates], thresholds.
+        f32 [points, gates] or [points, gates, K], thresholds.
     """
     chosen = path[np.unique(np.linspace(0, len(path) - 1, POINTS).round().astype(int))]
     drops = [float(simulation.drops(point).mean()) for point in chosen]
@@ -215,14 +222,11 @@ def trade(material: Material, costs: Costs, walked: tuple[Walk, list[Walk]]) -> 
         _curve(costs, cascade),
         {pair.names[0]: _curve(costs, pair) for pair in pairs},
         point_at(material, costs, material.thresholds),
-        [
-            point_at(material, costs, [value for value in gear if not isinstance(value, list)])
-            for gear in material.recorded.setting.gears
-        ],
+        [point_at(material, costs, gear) for gear in material.recorded.setting.gears],
     )
 
 
-def point_at(material: Material, costs: Costs, thresholds: Sequence[float]) -> Point:
+def point_at(material: Material, costs: Costs, thresholds: Vector) -> Point:
     """Return cost and accuracy of the bundle's cascade at thresholds."""
     simulation = material.simulation
     rates = np.array(simulation.escalation_rates(thresholds))
@@ -248,10 +252,10 @@ def rankings(material: Material) -> list[Ranking]:
     """Return how each score orders the samples that reach each gate; none for an idle gate."""
     stage = material.simulation.answers(material.thresholds).stage
     found = []
-    for index, gate in enumerate(material.recorded.scores):
+    for index in range(len(material.recorded.scores)):
         rows = stage >= index
         if rows.any():
-            found.append(_ranking(material, material.stages[index], gate, rows))
+            found.append(_ranking(material, index, rows))
     return found
 
 
@@ -270,7 +274,8 @@ def confidence(material: Material, index: int) -> Confidence:
     error = float(np.nansum(np.abs(mean - accuracy) * total) / len(value))
     gated = index < len(gates) and score.name == "max_softmax"
     threshold = material.thresholds[index] if gated else None
-    return Confidence(model.name, edges, hits, total - hits, mean, accuracy, error, threshold)
+    single = None if isinstance(threshold, list) else threshold
+    return Confidence(model.name, edges, hits, total - hits, mean, accuracy, error, single)
 
 
 def agreement(material: Material) -> dict[str, Rows]:
@@ -301,18 +306,26 @@ def _curve(costs: Costs, walked: Walk) -> Floats:
     return np.stack([cost, walked.accuracy], axis=1)
 
 
-def _ranking(material: Material, model: Model, gate: Score, rows: Flags) -> Ranking:
-    logits, right = model.logits[rows], (model.label == material.labels)[rows]
-    p = gate.p or 2.0
-    names = {
-        "max_softmax": "max-softmax",
-        "margin": "margin",
-        "entropy": "entropy",
-        "p_norm": f"p-norm (p = {p:g})",
-    }
-    scores = {
-        shown: ordering(reference.score(logits, name, temperature=gate.temperature, p=p), right)
-        for name, shown in names.items()
-    }
-    perfect = ordering(right.astype(np.float64) + np.linspace(0, 0.5, len(right)), right)
-    return Ranking(model.name, int(rows.sum()), scores, names[gate.name], perfect)
+def _ranking(material: Material, index: int, rows: Flags) -> Ranking:
+    model, gate = material.stages[index], material.recorded.scores[index]
+    right, large_right = (one.label == material.labels for one in (model, material.large))
+    harmless = (right | ~large_right)[rows]
+    scores = {}
+    for score in _shown(gate):
+        learned = material.recorded.gate_scores[index] if score.name == "learned" else None
+        value = _sureness(model.logits, score) if learned is None else learned.astype(np.float64)
+        scores[words(score)] = ordering(np.where(np.isnan(value), -np.inf, value)[rows], harmless)
+    perfect = ordering(harmless.astype(np.float64) + np.linspace(0, 0.5, len(harmless)), harmless)
+    return Ranking(model.name, int(rows.sum()), scores, words(gate), perfect)
+
+
+def _shown(gate: Score) -> list[Score]:
+    """Return a score of each kind, the gate's own among them."""
+    kinds = {score.name: score for score in (*SCORES, gate)}
+    return list(kinds.values())
+
+
+def _sureness(logits: npt.NDArray[np.float32], score: Score) -> Floats:
+    """Return f64 [n], greater is surer."""
+    value = read(logits, score).value
+    return -value if score.name == "max_softmax" else value

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +19,7 @@ from calibration.recorder import Source, bundle_source, pool_source, record_all
 from calibration.records import Data, Labels, load_records, record_path
 from kernels import reference
 from runtime.bundle import Bundle
-from runtime.schema import Form, Stage
+from runtime.schema import Form, Stage, Threshold
 from runtime.simulation import Simulation
 
 Answer = npt.NDArray[np.int32]
@@ -114,14 +116,23 @@ class Material:
         return [model for model in (*self.stages, *self.others) if model.stage.reads_frames]
 
     @property
-    def thresholds(self) -> tuple[float, ...]:
-        """The ones in force, one number per gate."""
-        found = self.recorded.setting.thresholds
-        return tuple(value for value in found if not isinstance(value, list))
+    def thresholds(self) -> tuple[Threshold, ...]:
+        """The ones in force, per gate a number, or one per class."""
+        return self.recorded.setting.thresholds
 
     def accuracy(self, label: Answer) -> float:
         """Return the share of right answers."""
         return float((label == self.labels).mean())
+
+
+@contextmanager
+def records_folder(given: Path | None, data: Data) -> Iterator[Path]:
+    """Yield the folder of a split's records, by default one that is gone afterwards."""
+    if given is not None:
+        yield given
+        return
+    with TemporaryDirectory(prefix="tinysaver-") as folder:
+        yield Path(folder) / data.name
 
 
 def record_absent(
@@ -176,8 +187,8 @@ def gather(bundle: Bundle, pool: Pool, data: Data, folder: Path) -> Material:
     Raises
     ------
     CalibrationError
-        When the data have no labels or other classes, records are missing, damaged, or of other
-        models, data or classes, or a threshold depends on the predicted class.
+        When the data have no labels or other classes, or records are missing, damaged, or of
+        other models, data or classes.
     """
     if data.labels is None:
         raise CalibrationError(
@@ -189,19 +200,13 @@ def gather(bundle: Bundle, pool: Pool, data: Data, folder: Path) -> Material:
             f"{folder}: expected records of {data.name} (sha256 {data.sha256[:12]}...), got of "
             f"{recorded.data_sha256[:12]}... Pass the --data that was recorded, or other --records."
         )
-    vectors = (recorded.setting.thresholds, *recorded.setting.gears)
-    if any(isinstance(value, list) for vector in vectors for value in vector):
-        raise CalibrationError(
-            f"{bundle.folder}: a report needs one threshold per gate; those of {recorded.key} "
-            "depend on the predicted class."
-        )
     return Material(
         recorded,
         data,
         data.labels,
         tuple(_stages(recorded)),
         tuple(_others(bundle, pool, folder)),
-        _simulation(recorded, data.labels),
+        recorded.simulation(),
     )
 
 
@@ -223,13 +228,6 @@ def _others(bundle: Bundle, pool: Pool, folder: Path) -> list[Model]:
         Model(card.stage(), record.meta.form, pool.folder / card.file, record.logits, False)
         for card, record in zip(cards, records, strict=True)
     ]
-
-
-def _simulation(recorded: Recorded, labels: Labels) -> Simulation:
-    try:
-        return Simulation(recorded.logits, labels, scores=recorded.scores)
-    except ValueError as error:
-        raise CalibrationError(f"{recorded.bundle.folder}: {error}") from None
 
 
 def _check_images(bundle: Bundle, data: Data) -> None:

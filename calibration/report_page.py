@@ -20,8 +20,9 @@ GROUPS = {
 READING = {
     "cost": "Further up and further left is better. The dashed steps are what single models reach: "
     "between two of them there is none.",
-    "scores": "The images that a gate keeps should be those its stage gets right. Ordered by a "
-    "score, surest first: how many are wrong so far? Lower is better.",
+    "scores": "A gate should keep the images that sending on would not mend. Ordered by a score, "
+    "surest first: of how many so far is only the large model right? Lower is better, and the area "
+    "under the curve is what scores are chosen by.",
     "confidence": "Above: on the grey line, confidence is the share that is right; larger dots "
     "are more images. Below: how many images there are, on a log scale.",
 }

@@ -42,7 +42,8 @@ LETTER, LINE = 0.016, 0.06
 """Of a model's name, as shares of the axes; a little more than they measure."""
 CLASSES = 20
 """With bars of their own; of more, those with the most changed samples."""
-DASHES = {"max-softmax": "-", "margin": "--", "entropy": ":"}
+DASHES = {"max-softmax": "-", "margin": "--", "entropy": ":", "p-norm": "-."}
+"""By kind of score; a learned gate has long dashes."""
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "tinysaver",
@@ -143,13 +144,13 @@ def flow_plot(flows: Sequence[Flow]) -> Figure:
 
 @_styled
 def ranking_plot(ranking: Ranking) -> Figure:
-    """Draw the share of wrong answers among the samples that each score is surest of."""
+    """Draw the share of harmed samples among those that each score is surest of."""
     figure, axes = _canvas(3.3)
     for name, curve in ranking.scores.items():
         chosen = np.unique(np.linspace(0, len(curve.risk) - 1, 200).astype(int))
         used = name == ranking.used
         axes.plot(
-            100 * curve.coverage[chosen], 100 * curve.risk[chosen], DASHES.get(name, "-."),
+            100 * curve.coverage[chosen], 100 * curve.risk[chosen], linestyle=_dashes(name),
             color=ACCENT if used else MUTED, linewidth=2.2 if used else 1.2,
             label=f"{name}{', used' if used else ''}  {100 * curve.aurc:.2f} %",
             zorder=3 if used else 2,
@@ -160,7 +161,7 @@ def ranking_plot(ranking: Ranking) -> Figure:
     axes.set_xlim(0, 100)
     axes.set_ylim(bottom=0)
     axes.set_xlabel(f"coverage: surest share of {ranking.n:,} images, %")
-    axes.set_ylabel("wrong among them, %")
+    axes.set_ylabel("only the large model right, %")
     axes.legend(loc="upper left", title="score and area under its curve", alignment="left")
     return figure
 
@@ -362,6 +363,10 @@ def _threshold(upper: Axes, lower: Axes, threshold: float | None) -> None:
             axes.axvline(threshold, color=MUTED, linewidth=1, linestyle=(0, (2, 2)))
     if threshold is not None:
         _note(upper, "kept →", (threshold, 0.02), (4, 0), color=MUTED, fontsize=9)
+
+
+def _dashes(name: str) -> Any:
+    return next((line for kind, line in DASHES.items() if name.startswith(kind)), (0, (8, 3)))
 
 
 def _shades(stages: int) -> list[str]:

@@ -10,9 +10,17 @@ import numpy as np
 from calibration.front import cheapest_reaching
 from calibration.records import Labels
 from calibration.report_figures import Changed, Confidence, Flow, Ranking, Trade
+from calibration.scores import words as score_words
+from calibration.standing import GOAL, Standing
 from runtime.certification import Certification
-from runtime.schema import Certificate
+from runtime.schema import CascadeSpec, Certificate, Setting, Threshold
 
+COST_NAMES = {
+    "macs": "multiply-accumulates",
+    "time": "measured time",
+    "joules": "energy",
+    "wall clock": "the wall clock",
+}
 CLOSE = 0.01
 """Relative difference of areas below which two scores are called equally good."""
 MEANING = {
@@ -37,6 +45,40 @@ def amount(unit: str, cost: float) -> str:
     if unit == "macs":
         return f"{cost / 1e6:.3g} M MACs"
     return f"{1e6 * cost:.3g} µs" if cost < 1e-3 else f"{1e3 * cost:.3g} ms"
+
+
+def standing_words(found: Standing) -> str:
+    """Say what a cascade costs beside the cheapest single model as accurate."""
+    kind = f"By {COST_NAMES[found.unit]}"
+    if found.single is None:
+        text = f"{kind} no single model is as accurate at any cost"
+    else:
+        text = (
+            f"{kind} the cascade costs {percent(found.share, 1)} of {found.single}, the cheapest "
+            f"single model as accurate ({amount(found.unit, found.cost)} against "
+            f"{amount(found.unit, found.single_cost)})"
+        )
+    low, high = found.interval
+    limit = percent(GOAL, 0)
+    verdict = {
+        "yes": f"at most {limit}: yes",
+        "not beyond chance": f"at most {limit} on these images, but not beyond chance",
+        "no": f"at most {limit}: no",
+    }[found.verdict]
+    return f"{text}; 95 % interval {percent(low, 1)} to {percent(high, 1)}; {verdict}."
+
+
+def share_words(found: Standing) -> str:
+    """Say how far chance decides what a cascade costs beside single models."""
+    if not found.drawn:
+        return "No draw of as many images makes a single model as accurate."
+    low, high = found.interval
+    likely = max(found.drawn, key=lambda name: found.drawn[name])
+    often = f", which is {likely} in {percent(found.drawn[likely], 0)} of the draws"
+    return (
+        f"Over images drawn anew the cascade costs {percent(low, 1)} to {percent(high, 1)} of the "
+        f"cheapest single model as accurate (95 %, paired bootstrap){often}."
+    )
 
 
 def split_note(name: str, n: int) -> str:
@@ -82,8 +124,6 @@ def trade_words(trade: Trade, large: str) -> Iterator[str]:
     beaten = [one.name for one in trade.singles if one not in trade.front]
     if beaten:
         yield f"Off the front, since a model as cheap is as accurate: {', '.join(beaten)}."
-    if trade.gears:
-        yield f"{len(trade.gears)} gears above the thresholds trade cost for accuracy under load."
 
 
 def flow_words(flows: Sequence[Flow]) -> Iterator[str]:
@@ -110,7 +150,7 @@ def ranking_words(ranking: Ranking) -> Iterator[str]:
     best = min(areas, key=lambda name: areas[name])
     used = areas[ranking.used]
     if best == ranking.used:
-        yield f"The gate's own score, {best}, orders these images best of the four."
+        yield f"The gate's own score, {best}, orders these images best."
     elif used <= areas[best] * (1 + CLOSE):
         yield f"The gate's score, {ranking.used}, is as good as any: within 1 % of {best}."
     else:
@@ -122,7 +162,8 @@ def ranking_words(ranking: Ranking) -> Iterator[str]:
     half = int(np.searchsorted(ranking.scores[ranking.used].coverage, 0.5))
     risk = ranking.scores[ranking.used].risk
     yield (
-        f"Of the surest half {percent(float(risk[half]))} are wrong, of all {percent(risk[-1])}."
+        f"Kept, the surest half would lose {percent(float(risk[half]))}, all of them "
+        f"{percent(risk[-1])}."
     )
 
 
@@ -186,6 +227,12 @@ def certificate_words(certification: Certification, names: Sequence[str]) -> Ite
         for name, rate in zip(names, certificate.escalation_rates, strict=False)
     )
     yield f"On those images {rates} of all."
+    if certificate.saving:
+        yield (
+            f"At least {percent(certificate.saving.lower_bound, 1)} of the multiply-accumulates of "
+            f"{names[-1]} are saved, with {percent(1 - certificate.saving.delta, 0)} confidence of "
+            "its own."
+        )
     yield from _covered(certificate)
     yield MEANING.get(
         certification.state, f"For the cascade of this report it does not hold: {certification}."
@@ -194,6 +241,33 @@ def certificate_words(certification: Certification, names: Sequence[str]) -> Ite
         "It assumes that new images are drawn like the certifying ones. No certificate survives a "
         "change of scene, camera or light."
     )
+
+
+def rule_words(spec: CascadeSpec, setting: Setting) -> Iterator[str]:
+    """Say what gates read and compare with, what is combined, and which gears there are."""
+    for stage, gate, threshold in zip(spec.stages, spec.gates, setting.thresholds, strict=False):
+        yield (
+            f"The gate after {stage.name} keeps what is above {threshold_words(threshold)} by "
+            f"{score_words(gate.score)}."
+        )
+    if spec.combination:
+        yield (
+            f"What reaches {spec.stages[-1].name} is answered by its logits and "
+            f"{spec.combination.weight:g} times those of {spec.combination.stage}."
+        )
+    if setting.gears:
+        gears = "gear" if len(setting.gears) == 1 else "gears"
+        yield (
+            f"{len(setting.gears)} {gears} above these thresholds send more on; being earlier "
+            "points of the path that was certified, they promise the same."
+        )
+
+
+def threshold_words(threshold: Threshold) -> str:
+    """Return a gate's threshold for people."""
+    if isinstance(threshold, list):
+        return f"{min(threshold):.4f} to {max(threshold):.4f}, by predicted class,"
+    return f"{threshold:.4f}"
 
 
 def _promise(certificate: Certificate, large: str) -> str:
