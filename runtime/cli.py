@@ -30,6 +30,8 @@ VERBS = {
     "record": Verb("calibration.record", "Store the logits of a model for a data set."),
     "threshold": Verb("calibration.threshold", "Choose thresholds and certify the accuracy drop."),
     "search": Verb("calibration.search", "Search the best cascade of a pool of models."),
+    "worth": Verb("calibration.worth", "Compare a cascade with the cheapest model as accurate."),
+    "reproduce": Verb("calibration.reproduce", "Reproduce TinySaver's own experiments on a pool."),
     "report": Verb("calibration.report", "Write a page about a bundle, with plots and pictures."),
     "bundle": Verb("engines.bundle", "Make a bundle of your own ONNX files."),
     "inspect": Verb("engines.onnx_model", "Describe and check ONNX files without running them."),
