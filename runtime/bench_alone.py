@@ -6,8 +6,8 @@ from typing import Any
 
 from kernels import ops
 from runtime.gpu import GpuExecutor
+from runtime.gpu_plan import StagePlan
 from runtime.gpu_slot import Request, Slot
-from runtime.gpu_stage import StagePlan
 from runtime.graphs import Graphs
 from runtime.preprocess import network_input
 from runtime.schema import Score

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
@@ -17,8 +18,8 @@ from runtime.device_frames import borrow, is_on_device
 from runtime.errors import InputError, TinysaverError
 from runtime.gpu_interface import check_engines
 from runtime.gpu_modes import Launcher, Mode
+from runtime.gpu_plan import Combined, StagePlan, plan_stage
 from runtime.gpu_slot import Answers, Frames, Request, Slot
-from runtime.gpu_stage import StagePlan, plan_stage
 from runtime.plans import Plan
 from runtime.profiling import LayerTime, Ranges
 from runtime.schema import Score
@@ -302,4 +303,6 @@ def _plan_stages(bundle: Bundle, engines: Sequence[Engine], batch: int) -> list[
     for number, (stage, engine, score) in enumerate(zip(spec.stages, engines, scores, strict=True)):
         size = plans[0].largest if plans else batch
         plans.append(plan_stage(number, stage, engine, score, batch=size))
+    if spec.weighted is not None:
+        plans[-1] = replace(plans[-1], combined=Combined(*spec.weighted))
     return plans

@@ -30,6 +30,23 @@ def check_engines(bundle: Bundle, engines: Sequence[Engine]) -> None:
         _check(engine, stage.logits, (len(bundle.spec.labels),))
         if number < len(bundle.spec.gates):
             _check_score(engine, bundle.spec.gates[number].score.output)
+    if bundle.spec.weighted is not None:
+        _check_combination(bundle, engines[bundle.spec.weighted[0]], engines[-1])
+
+
+def _check_combination(bundle: Bundle, earlier: Engine, last: Engine) -> None:
+    """Refuse logits of two types, which no kernel adds."""
+    combination, stages = bundle.spec.combination, bundle.spec.stages
+    assert combination is not None
+    logits = next(stage.logits for stage in stages if stage.name == combination.stage)
+    found = earlier.tensors[logits].dtype
+    expected = last.tensors[stages[-1].logits].dtype
+    if found != expected:
+        raise PlanError(
+            f"plan {earlier.name}: its logits are added to those of plan {last.name}: expected "
+            f"{expected} as there, got {found}. Build both from ONNX files whose logits have the "
+            "same type: python -m engines.build"
+        )
 
 
 def _check_names(bundle: Bundle, number: int, engine: Engine) -> None:

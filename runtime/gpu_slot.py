@@ -15,7 +15,8 @@ from kernels.launch import DeviceArray
 from runtime.cuda import CudaDevice
 from runtime.cuda_resources import DeviceMemory, PinnedMemory, Resources, Stream
 from runtime.device_frames import DeviceFrames
-from runtime.gpu_stage import Batch, Settings, StagePlan, StageWork
+from runtime.gpu_plan import Batch, Settings, StagePlan
+from runtime.gpu_stage import StageWork
 from runtime.graphs import Graph
 
 Frames: TypeAlias = "npt.NDArray[np.uint8] | DeviceFrames"
@@ -222,6 +223,7 @@ class Slot:
         classes = plans[-1].engine.tensors[plans[-1].spec.logits].shape[0]
         gates = len(plans) - 1
         parts: dict[str, tuple[npt.DTypeLike, tuple[int, ...]]] = {"valid": (np.int32, (1,))}
+        parts["weight"] = (np.float32, (1,))
         for number in range(len(plans)):
             parts[f"temperature {number}"] = (np.float32, (1,))
             parts[f"thresholds {number}"] = (np.float32, (classes,))
@@ -229,6 +231,8 @@ class Slot:
         self._incoming = Mirror(self._resources, parts)
         for plan in plans:
             self._incoming.host[f"temperature {plan.number}"][:] = plan.score.temperature
+        combined = plans[-1].combined
+        self._incoming.host["weight"][:] = combined.weight if combined else 0.0
         self._tables = Mirror(
             self._resources, {plan.spec.name: (np.uint8, (size, ENTRY.itemsize)) for plan in plans}
         )
@@ -251,6 +255,7 @@ class Slot:
             outgoing["label"],
             outgoing["confidence"],
             outgoing["stage"],
+            incoming["weight"],
             padded,
         )
         for plan, following in zip(plans, [*plans[1:], None], strict=True):

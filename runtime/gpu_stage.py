@@ -3,101 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from kernels import ops
-from kernels.frames import NetworkInput
 from kernels.launch import DeviceArray, Launch
 from runtime.cuda_resources import Resources, Stream
-from runtime.errors import BundleError
-from runtime.preprocess import network_input
-from runtime.schema import Score, Stage
-from runtime.tensorrt_engine import Context, Engine
+from runtime.gpu_plan import Batch, StagePlan
+from runtime.tensorrt_engine import Context
 
 _ALIGNMENT = 256
 """Of every tensor's address: what TensorRT's own allocations have, and it asks of its memory."""
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """What is the same for all batches of a stage.
-
-    Attributes
-    ----------
-    buckets
-        Its batch sizes, ascending: those of its engine that a batch of this cascade can need.
-    rounds
-        In how many rounds of the largest bucket a whole batch runs.
-    """
-
-    number: int
-    spec: Stage
-    engine: Engine
-    score: Score
-    network: NetworkInput
-    buckets: tuple[int, ...]
-    rounds: int
-
-    @property
-    def largest(self) -> int:
-        """The largest bucket."""
-        return self.buckets[-1]
-
-    @property
-    def rows(self) -> int:
-        """Rows of the dense buffers."""
-        return self.rounds * self.largest
-
-    def bucket_for(self, rows: int) -> int:
-        """Return the smallest bucket that holds ``rows``."""
-        return next(size for size in self.buckets if size >= rows)
-
-
-class Settings(NamedTuple):
-    """What a gate reads anew in each batch.
-
-    ``thresholds`` f32 [K], by predicted class; ``temperature`` f32 [1]; ``force`` u8 [batch].
-    """
-
-    thresholds: DeviceArray
-    temperature: DeviceArray
-    force: DeviceArray
-
-
-class Batch(NamedTuple):
-    """What the stages of a batch in flight share.
-
-    Attributes
-    ----------
-    size
-        Most frames.
-    valid
-        i32 [1], how many there are.
-    tables
-        Per stage u8 [size, 96]: the frames, as it takes them.
-    settings
-        Per stage; of a last one only the temperature is read.
-    counts
-        Per gate i32 [1]: how many rows it sends on.
-    label, confidence, stage
-        i32, f32, i8 [size].
-    padded
-        Rounds are filled to the largest bucket, so that they may run without knowing the count.
-    """
-
-    size: int
-    valid: DeviceArray
-    tables: tuple[DeviceArray, ...]
-    settings: tuple[Settings, ...]
-    counts: tuple[DeviceArray, ...]
-    label: DeviceArray
-    confidence: DeviceArray
-    stage: DeviceArray
-    padded: bool
 
 
 class PassedOn(NamedTuple):
@@ -105,28 +24,6 @@ class PassedOn(NamedTuple):
 
     samples: ops.Escalated
     rows: ops.Escalated
-
-
-def plan_stage(number: int, spec: Stage, engine: Engine, score: Score, *, batch: int) -> StagePlan:
-    """Return a stage's plan for batches of up to ``batch`` frames.
-
-    Raises
-    ------
-    BundleError
-        When the first stage has no bucket that holds a batch.
-    """
-    sizes = tuple(engine.buckets)
-    enough = next((index for index, size in enumerate(sizes) if size >= batch), len(sizes) - 1)
-    buckets = sizes[: enough + 1]
-    if number == 0 and buckets[-1] < batch:
-        raise BundleError(
-            f"plan {engine.name}: expected a batch of {batch}, its largest is {buckets[-1]}. "
-            f"Load the cascade with batch={buckets[-1]}, or build for more: --max-batch {batch}"
-        )
-    rounds = ops.rounds(batch, buckets)
-    return StagePlan(
-        number, spec, engine, score, network_input(spec.preprocessing), buckets, rounds
-    )
 
 
 class StageWork:
@@ -347,7 +244,21 @@ class StageWork:
             (batch.label, batch.confidence, batch.stage),
             temperature=batch.settings[number].temperature,
             stage=number,
+            combination=self._combination(),
         )
+
+    def _combination(self) -> ops.Combination | None:
+        """Return the logits that are added to its own: stages in between carry them along."""
+        if self.plan.combined is None:
+            return None
+        producer = self.plan.combined.stage
+        spec = self._earlier[producer].plan.spec
+        source = f"{spec.name}/{spec.logits}"
+        if producer == 0:
+            return ops.Combination(self._earlier[0].output(source, 0), self._batch.weight)
+        assert self._arrived is not None
+        logits = self._earlier[-1].output(source, producer)
+        return ops.Combination(logits, self._batch.weight, self._arrived.rows.idx)
 
     def _all_samples(self) -> ops.Escalated:
         """Return all of them, as a gate would send them on: for a stage that stands alone."""

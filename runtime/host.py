@@ -30,6 +30,9 @@ from runtime.shared_weights import NOTHING_SHARED, SharedWeights
 ENGINE = "onnxruntime"
 """The engine's name in records and certificates."""
 
+Rows = npt.NDArray[np.int64]
+"""Which frames of a batch reach a stage, ascending."""
+
 Thresholds = Sequence["float | npt.NDArray[np.float32]"]
 
 
@@ -158,6 +161,14 @@ class Finished:
         """Return at once."""
 
 
+class _Added(NamedTuple):
+    """Logits of an earlier stage, in its buffer, that the last stage adds to its own."""
+
+    producer: int
+    weight: np.float32
+    logits: npt.NDArray[np.float32]
+
+
 class HostExecutor:
     """Runs all stages of a cascade on the CPU. Owns its sessions and buffers; not thread-safe."""
 
@@ -176,6 +187,11 @@ class HostExecutor:
             [self._wire(index, item) for item in stage.spec.inputs]
             for index, stage in enumerate(self.stages)
         ]
+        self._added: _Added | None = None
+        if bundle.spec.weighted is not None:
+            producer, weight = bundle.spec.weighted
+            logits = self.stages[producer].outputs[self.stages[producer].spec.logits]
+            self._added = _Added(producer, np.float32(weight), logits)
 
     def execute(
         self,
@@ -208,7 +224,7 @@ class HostExecutor:
             fed = perf_counter()
             logits = stage.run(len(rows))
             ran = perf_counter()
-            decision = self._decide(index, logits, thresholds, force, rows)
+            decision = self._decide(logits, thresholds, force, stage_rows)
             if index == 0:
                 label[:], confidence[:] = decision.label, decision.confidence
             else:
@@ -261,15 +277,18 @@ class HostExecutor:
 
     def _decide(
         self,
-        index: int,
         logits: npt.NDArray[np.float32],
         thresholds: Thresholds,
         force: npt.NDArray[np.uint8] | None,
-        rows: npt.NDArray[np.int64],
+        stage_rows: list[Rows],
     ) -> Decision:
+        """Return what the last of the stages so far says of its rows."""
+        index, rows = len(stage_rows) - 1, stage_rows[-1]
         stage = self.stages[index]
         top = stage.top(len(logits))
         if index == len(self.stages) - 1:
+            if self._added is not None:  # its own softmax is then of no use
+                logits, top = _combined(logits, self._added, stage_rows), None
             return Decision(*stage.gate.answer(logits, top=top), _NO_ROWS)
         tensor = None
         if stage.score_tensor:
@@ -277,15 +296,14 @@ class HostExecutor:
         forced = None if force is None else force[index, rows]
         return stage.gate.decide(logits, thresholds[index], top=top, tensor=tensor, force=forced)
 
-    def _feed(self, index: int, frames: Frames, stage_rows: list[npt.NDArray[np.int64]]) -> None:
+    def _feed(self, index: int, frames: Frames, stage_rows: list[Rows]) -> None:
         rows = stage_rows[index]
         for wire in self._wires[index]:
             target = wire.target[: len(rows)]
             if wire.source is None:
                 self.stages[index].preprocessor(frames if index == 0 else frames[rows], out=target)
                 continue
-            # Rows of a stage ascend, so the place of a source row in it is a binary search.
-            place = rows if wire.producer == 0 else np.searchsorted(stage_rows[wire.producer], rows)
+            place = _places(stage_rows, wire.producer)
             np.take(wire.source, place, axis=0, out=target, mode="clip")
 
     def _wire(self, index: int, item: StageInput) -> _Wire:
@@ -305,6 +323,24 @@ class HostExecutor:
 
 
 _FINISHED = Finished()
+
+
+def _places(stage_rows: list[Rows], producer: int) -> Rows:
+    """Return where the rows of the last of the stages so far stand in an earlier one's buffers."""
+    rows = stage_rows[-1]
+    # Rows of a stage ascend, so the place of a source row in it is a binary search.
+    return rows if producer == 0 else np.searchsorted(stage_rows[producer], rows)
+
+
+def _combined(
+    logits: npt.NDArray[np.float32], added: _Added, stage_rows: list[Rows]
+) -> npt.NDArray[np.float32]:
+    """Return a last stage's logits plus weighted ones of an earlier stage, as the kernel does."""
+    total = added.logits[_places(stage_rows, added.producer)]
+    with np.errstate(invalid="ignore", over="ignore"):  # infinities of both signs: not valid rows
+        total *= added.weight
+        total += logits
+    return total
 
 
 def _open_model(path: Path, spec: Stage, score: Score, *, threads: int) -> HostModel:

@@ -150,13 +150,17 @@ def _check_mode(
 ) -> Check:
     """Hold a mode's answers against the logits, where frames stop at each stage in turn."""
     stages = len(executor.plans)
+    slacks = [2 * GOLDEN_TOLERANCE[form] for form in opened.forms]
+    if opened.bundle.spec.weighted is not None:
+        added, weight = opened.bundle.spec.weighted
+        logits = [*logits[:-1], logits[-1] + np.float32(weight) * logits[added]]
+        slacks[-1] += weight * slacks[added]
     frames = sum(map(len, parts))
     goal = np.arange(frames) % stages
     label, stage = _answers(executor, parts, goal)
     wrong = stage != goal
-    for number, (values, form) in enumerate(zip(logits, opened.forms, strict=True)):
-        # Engines may round otherwise at another batch size, so near ties may fall either way.
-        slack = 2 * GOLDEN_TOLERANCE[form]
+    # Engines may round otherwise at another batch size, so near ties may fall either way.
+    for number, (values, slack) in enumerate(zip(logits, slacks, strict=True)):
         here = (goal == number) & (stage == goal)
         valid = here & (label >= 0) & (label < values.shape[1])
         found = values[valid, label[valid]]

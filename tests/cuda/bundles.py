@@ -49,6 +49,7 @@ def write_bundle(
     *,
     thresholds: Sequence[float],
     scores: Sequence[Mapping[str, Any]] | None = None,
+    combination: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a bundle and its models, and return the folder."""
     folder.mkdir(parents=True)
@@ -60,6 +61,7 @@ def write_bundle(
         "labels": [f"class {k}" for k in range(CLASSES)],
         "stages": stages,
         "gates": [{"score": score} for score in scores] if scores else [{}] * (len(parts) - 1),
+        "combination": combination,
         "settings": {"/".join(["fp32"] * len(parts)): {"thresholds": list(thresholds)}},
     }
     (folder / "cascade.json").write_text(json.dumps(content))
@@ -90,6 +92,19 @@ def four_stages(folder: Path) -> Path:
     )
     scores = [{"temperature": 1.5}, {"name": "margin"}, {"name": "entropy"}]
     return write_bundle(folder, parts, BGR, thresholds=[0.5, 0.4, 0.3], scores=scores)
+
+
+def combined(folder: Path, stage: str, weight: float, *, dtype: type = np.float32) -> Path:
+    """Write a bundle of four stages, of which the last adds the logits of another to its own."""
+    parts = (
+        Part("a", (7, 9), "letterbox", "grey", dtype=dtype),
+        Part("b", (9, 7), "centre_crop", dtype=dtype),
+        Part("c", (5, 6), "stretch", reads=["a/features"], dtype=dtype),
+        Part("d", (8, 6), dtype=dtype),
+    )
+    combination = {"stage": stage, "weight": weight}
+    thresholds = [0.93, 0.95, 0.8]
+    return write_bundle(folder, parts, BGR, thresholds=thresholds, combination=combination)
 
 
 def other_scores(folder: Path) -> Path:
