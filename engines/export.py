@@ -144,6 +144,7 @@ def _describe(
     from onnx import helper
 
     spec = bundle.spec
+    combined = spec.combination and spec.combination.model_dump_json()
     model.producer_name = "tinysaver-runtime"
     model.doc_string = (
         f"Classifier cascade {spec.name}: {' -> '.join(stage.name for stage in spec.stages)}. "
@@ -156,6 +157,7 @@ def _describe(
         "tinysaver.stages": json.dumps([stage.name for stage in spec.stages]),
         "tinysaver.forms": "/".join(forms),
         "tinysaver.thresholds": json.dumps(layout.thresholds),
+        **({"tinysaver.combination": combined} if combined else {}),
         "tinysaver.certification": certified,
         "tinysaver.labels": json.dumps(spec.labels, ensure_ascii=False),
     }

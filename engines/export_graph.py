@@ -111,7 +111,7 @@ class _Assembly:
         logits = f"{stage.name}/{stage.logits}"
         own = nodes.within(f"answer:{stage.name}/")
         if index == len(self._parts) - 1:
-            last = add_last_answer(own, logits)
+            last = add_last_answer(own, self._add_combination(own, logits))
             return _Answers(*last, _add_number(own, index, last.label))
         decision = self._add_gate(index, own, logits)
         number = _add_number(own, index, decision.label)
@@ -129,6 +129,17 @@ class _Assembly:
             classes=len(self._spec.labels),
             tensor=f"{self._names[index]}/{score.output}" if score.output else None,
         )
+
+    def _add_combination(self, nodes: Nodes, logits: str) -> str:
+        """Add the weighted logits of an earlier stage to those of the last one, if it is so."""
+        if self._spec.weighted is None:
+            return logits
+        producer, weight = self._spec.weighted
+        stage = self._spec.stages[producer]
+        earlier = nodes.within(f"combine:{stage.name}/")
+        other = f"{stage.name}/{stage.logits}"
+        gathered = self._add_gather(earlier, other, producer, len(self._parts) - 1)
+        return earlier.add("Add", "sum", logits, earlier.add("Mul", "weighted", gathered, weight))
 
     def _go_on(self, index: int, nodes: Nodes, answers: _Answers) -> _Answers:
         """Add the branch that answers escalated rows anew, which runs where there are any."""

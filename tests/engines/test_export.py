@@ -159,7 +159,7 @@ def test_a_wide_stage_is_i32(demo, images, tmp_path):
 def with_golden(make_bundle, random_frames):
     """Make a bundle of `echo` and `negated` whose golden logits are those of other frames."""
 
-    def make(shift):
+    def make(shift, **fields):
         frames = random_frames(12, seed=1, most=40)
         pixels = np.roll(frames.reshape(12, 4).astype(np.float32), shift, axis=1)
         logits = {"logits/echo/fp32": pixels, "logits/negated/fp32": -pixels}
@@ -167,9 +167,14 @@ def with_golden(make_bundle, random_frames):
         np.savez(folder / "golden.npz", frames=frames, **logits)
         sha256 = hashlib.sha256((folder / "golden.npz").read_bytes()).hexdigest()
         golden = {"file": "golden.npz", "sha256": sha256}
-        return make_bundle("echo", "negated", thresholds=[0.9], golden=golden)
+        return make_bundle("echo", "negated", thresholds=[0.9], golden=golden, **fields)
 
     return make
+
+
+def golden_frames(folder):
+    with np.load(folder / "golden.npz") as stored:
+        return stored["frames"]
 
 
 def test_a_graph_that_answers_golden_samples_otherwise_is_not_written(with_golden, tmp_path):
@@ -178,6 +183,14 @@ def test_a_graph_that_answers_golden_samples_otherwise_is_not_written(with_golde
         export_onnx(load_bundle(with_golden(shift=1)), out)
     assert not out.exists()
     assert export_onnx(load_bundle(with_golden(shift=0)), out).check.samples > 6
+
+
+def test_golden_samples_check_the_sum_of_logits(with_golden, tmp_path):
+    """Three times the pixels less the pixels: the last stage's answer is another than its own."""
+    folder = with_golden(0, combination={"stage": "echo", "weight": 3.0})
+    check = export_onnx(load_bundle(folder), tmp_path / "cascade.onnx").check
+    stages = session(tmp_path / "cascade.onnx").run(["stage"], {"frames": golden_frames(folder)})[0]
+    assert check.samples > 6 and (stages == 1).any()
 
 
 @pytest.mark.parametrize("score", [{"name": "margin"}, {"name": "p_norm", "p": 3.0}])

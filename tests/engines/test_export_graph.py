@@ -156,6 +156,22 @@ def test_thresholds_per_class_of_max_softmax(make_bundle, random_frames):
     assert set(assert_as_the_cascade(folder, random_frames(211))) == {0, 1}
 
 
+@pytest.mark.parametrize("weight", [0.4, 3.0])
+@pytest.mark.parametrize("name", ["features", "negated", "rows"])
+def test_logits_of_an_earlier_stage_are_added_to_the_last(
+    make_bundle, stage, random_frames, name, weight
+):
+    """Each stage has rows of its own, and logits that tell pixels or, in `rows`, their number."""
+    combination = {"stage": name, "weight": weight}
+    stages = ("features", "negated", "rows", stage("echo", name="last"))
+    folder = make_bundle(*stages, thresholds=[0.95, 0.95, 0.6], combination=combination)
+    answered = assert_as_the_cascade(folder, random_frames(211, seed=6))
+    assert set(answered) == {0, 1, 2, 3}
+    model = onnx.load(folder / "cascade.onnx")
+    found = {item.key: item.value for item in model.metadata_props}["tinysaver.combination"]
+    assert json.loads(found) == combination
+
+
 def test_an_exact_hit_escalates(make_bundle):
     """Four equal logits have a confidence of 1/4, which is not above 1/4."""
     frames = np.full((3, 2, 2, 1), 9, np.uint8)
