@@ -1,4 +1,4 @@
-"""The models of the demo bundle: the network, recipe and seed of each, fixed in advance."""
+"""What the demo bundle's models are: the network, recipe and seed of each, fixed in advance."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 from pydantic import JsonValue
 
+from savers.incubation import Plan
 from savers.recipe import DEFAULTS, Recipe
+from savers.stages import Architecture
 
 
 @dataclass(frozen=True)
@@ -75,3 +77,25 @@ ZOO: dict[str, Model] = {
 }
 """In the order in which they are trained. The teacher is the first large model; ``tiny``,
 ``middle`` and ``large`` learned from it, the others from ``large``. No two share a weight."""
+
+
+def _incubation(architecture: Architecture, seed: int, **options: Any) -> Plan:
+    epochs = {"meta": 24, "module": 8, "tuning": 12}
+    recipes = {
+        phase: _student(count, seed + 100 * place, monitor_size=0, **options)
+        for place, (phase, count) in enumerate(epochs.items())
+    }
+    return Plan(architecture, (2,) * architecture.stages, **recipes)
+
+
+INCUBATIONS: dict[str, Plan] = {
+    "transformer": _incubation(
+        Architecture("transformer", stages=4, width=64, side=28),
+        seed=1000,
+        optimiser="adamw",
+        learning_rate=2e-3,
+        weight_decay=0.05,
+    ),
+    "residual": _incubation(Architecture("residual", stages=3, width=16, side=28), seed=2000),
+}
+"""What ``savers.incubate`` trains on Fashion-MNIST; all of them learn from ``large``."""

@@ -11,7 +11,9 @@ from rich.console import Console
 
 from runtime.terminal import Command, progress_bar
 
-PAPERS: dict[str, str] = {}
+PAPERS: dict[str, str] = {
+    "incubation": "A deep network from modules trained apart (Deep Incubation, arXiv 2212.04129).",
+}
 """Each is run by ``experiment`` of the module ``savers.reproduce_<paper>``."""
 
 

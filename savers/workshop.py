@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from pydantic import JsonValue
 from rich.progress import Progress
 from torch import Tensor, nn
 
@@ -93,7 +94,7 @@ class Workshop:
         # Teachers come before their pupils in ZOO; a published one is wanted before it is asked.
         for teacher in dict.fromkeys(ZOO[name].teacher for name in due):
             group = [name for name in due if ZOO[name].teacher == teacher]
-            answers = self._answers(teacher) if teacher else None
+            answers = self.answers(teacher) if teacher else None
             for trained in self._together(group, answers):
                 publish(trained, self.out)
         return due
@@ -134,7 +135,7 @@ class Workshop:
         if self._stop.is_set():
             raise Stopped
 
-    def _answers(self, teacher: str) -> Tensor:
+    def answers(self, teacher: str) -> Tensor:
         """Return a teacher's logits f32 [n, K] on the training images, kept beside checkpoints."""
         if ZOO[teacher].published:
             return self._published_answers(teacher)
@@ -170,11 +171,24 @@ class Workshop:
 
 
 def publish(trained: Trained, out: Path) -> None:
-    """Write a trained network as ONNX with its card."""
+    """Write a trained network of the catalogue as ONNX with its card."""
+    model = ZOO[trained.name]
+    write_model(trained, out, recipe=model.described(), seed=model.recipe.seed)
+
+
+def write_model(trained: Trained, out: Path, *, recipe: dict[str, JsonValue], seed: int) -> None:
+    """Write a network as ONNX with its card.
+
+    Parameters
+    ----------
+    out
+        Bundle folder; the model goes to ``out/models``.
+    recipe, seed
+        What the card says of its training.
+    """
     path = out / "models" / f"{trained.name}.onnx"
     with replacing(path) as stream:
         stream.write(export_onnx(trained.network))
-    model = ZOO[trained.name]
     card = Card(
         name=trained.name,
         file=path.name,
@@ -182,8 +196,8 @@ def publish(trained: Trained, out: Path) -> None:
         macs=count_macs(trained.network),
         parameters=sum(item.numel() for item in trained.network.parameters()),
         preprocessing=PREPROCESSING,
-        recipe=model.described(),
-        seed=model.recipe.seed,
+        recipe=recipe,
+        seed=seed,
         provenance=PROVENANCE,
         monitored_accuracy=trained.accuracy,
     )

@@ -117,7 +117,7 @@ def test_published_answers_are_the_mean_over_an_image_and_its_mirror_image(shop)
     model = HostModel(made.out / "models" / "large.onnx", threads=1)
     views = (images[3:4], images[3:4, :, ::-1])
     expected = [model.run({"input": normalise(view).numpy()})["logits"] for view in views]
-    found = made._answers("large")[3:4].numpy()
+    found = made.answers("large")[3:4].numpy()
     np.testing.assert_allclose(found, np.mean(expected, axis=0), atol=1e-5)
 
 
