@@ -114,10 +114,10 @@ def write_bundle(
         When the golden samples cannot be read.
     """
     with whole_folder(out) as folder:
-        packed = []
+        packed: list[Packed] = []
         for stage in request.stages:
             say(f"{stage.name}: {stage.path}")
-            packed.append(pack_stage(folder, stage))
+            packed.append(pack_stage(folder, stage, beside=packed))
         labels = _labels(packed, request.labels)
         spec = CascadeSpec(
             format="tinysaver.cascade/1",
@@ -143,8 +143,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
     EngineError
         When ``out`` exists and is not an empty folder.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise EngineError(f"{out}: exists already. Remove it, or give another --out.")
+    check_free(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
@@ -159,8 +158,25 @@ def whole_folder(out: Path) -> Iterator[Path]:
         raise
 
 
-def pack_stage(folder: Path, request: StageRequest) -> Packed:
+def check_free(out: Path) -> None:
+    """Raise when there is something where a bundle is to be made.
+
+    Raises
+    ------
+    EngineError
+        When ``out`` exists and is not an empty folder.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise EngineError(f"{out}: exists already. Remove it, or give another --out.")
+
+
+def pack_stage(folder: Path, request: StageRequest, *, beside: Sequence[Packed] = ()) -> Packed:
     """Put a model into the folder, changed where it must be, and compare it with the user's file.
+
+    Parameters
+    ----------
+    beside
+        The stages that lie there already; weights that one of them reads too are not copied again.
 
     Raises
     ------
@@ -168,9 +184,11 @@ def pack_stage(folder: Path, request: StageRequest) -> Packed:
         When it cannot be a stage.
     """
     model = read_stage(request)
-    place = folder / "models"
-    # Weights in other files keep their names beside the model, so each such model has a folder.
-    place = place / request.name if model.file.external else place
+    sharer = _sharer(model, beside)
+    place = (folder / sharer.file.file).parent if sharer else folder / "models"
+    # Weights in other files keep their names beside the model, so each such model has a folder,
+    # or that of the stage whose weights it shares.
+    place = place / request.name if model.file.external and not sharer else place
     for name in model.file.external:
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(request.path.parent / name, place / name)
@@ -178,8 +196,9 @@ def pack_stage(folder: Path, request: StageRequest) -> Packed:
     path = place / f"{request.name}.onnx"
     classes = _write_checked(path, model)
     kept = external_files(model.proto) if model.changes else model.file.external
-    for name in {*model.file.external} - {*kept}:
-        (place / name).unlink()
+    read = {folder / name for item in beside for name in item.file.external_data}
+    for taken_in in {place / name for name in {*model.file.external} - {*kept}} - read:
+        taken_in.unlink()
     file = ModelFile(
         file=path.relative_to(folder).as_posix(),
         external_data=tuple((place / name).relative_to(folder).as_posix() for name in kept),
@@ -187,6 +206,16 @@ def pack_stage(folder: Path, request: StageRequest) -> Packed:
         sha256=file_sha256(path),
     )
     return Packed(model, file, classes)
+
+
+def _sharer(model: StageModel, beside: Sequence[Packed]) -> Packed | None:
+    """Return an earlier stage that reads a file of weights which this one reads too."""
+    home, files = model.request.path.parent.resolve(), {*model.file.external}
+    for item in beside:
+        other = item.model
+        if other.request.path.parent.resolve() == home and files & {*other.file.external}:
+            return item
+    return None
 
 
 def _write_checked(path: Path, model: StageModel) -> int:

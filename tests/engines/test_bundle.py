@@ -295,6 +295,28 @@ def test_a_changed_model_keeps_its_weights_in_other_files(tmp_path, pair, made):
         assert (cascade.run(frames()).label == answers(large, network_input(frames()))).all()
 
 
+def test_models_that_share_their_weights_share_them_in_the_bundle(tmp_path, made):
+    paths = [classifier(tmp_path / f"{name}.onnx", seed=1, weights="w.bin") for name in "ab"]
+    folder = made(*paths)
+    small, large = (stage.forms["fp32"] for stage in load_bundle(folder).spec.stages)
+    assert (
+        small.external == large.external == {"models/saver/w.bin": file_sha256(tmp_path / "w.bin")}
+    )
+    assert (small.file, large.file) == ("models/saver/saver.onnx", "models/saver/large.onnx")
+    with Cascade.load(folder) as cascade:
+        assert (cascade.run(frames()).label == answers(paths[1], network_input(frames()))).all()
+
+
+def test_weights_of_one_name_in_two_folders_stay_apart(tmp_path, made):
+    paths = []
+    for seed, name in ((1, "a"), (2, "b")):
+        (tmp_path / name).mkdir()
+        paths.append(classifier(tmp_path / name / "m.onnx", seed=seed, weights="w.bin"))
+    small, large = (stage.forms["fp32"] for stage in load_bundle(made(*paths)).spec.stages)
+    assert list(small.external) == ["models/saver/w.bin"]
+    assert list(large.external) == ["models/large/w.bin"]
+
+
 def test_a_file_of_small_weights_that_were_taken_in_is_not_left_behind(tmp_path, pair, made):
     large = classifier(tmp_path / "big.onnx", batch=1, target=[1, 90], seed=2, weights="w.bin")
     folder = made(pair[0], large)
