@@ -1,0 +1,417 @@
+"""Networks of shared depth: one set of weights for any number of steps, in torch and as ONNX."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from runtime.bundle import load_bundle
+from runtime.cascade import Cascade
+from runtime.errors import InputError
+from runtime.host import HostExecutor
+from runtime.session import HostModel
+
+pytestmark = pytest.mark.slow
+
+STEPS = (3, 7)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def design():
+    from savers.depth_design import Design
+
+    return Design("step-randomised", 6, 12, 3, 20)
+
+
+@pytest.fixture
+def network(design):
+    import torch
+
+    torch.manual_seed(3)
+    return design.images(8, classes=10, patch=4)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    from savers.digits import read_digits
+
+    return read_digits()
+
+
+@pytest.fixture
+def recipe():
+    from savers.depth_tasks import digits_recipe
+
+    return dataclasses.replace(digits_recipe(5, epochs=2), batch=100)
+
+
+def pixels(digits, rows):
+    from savers.depth_tasks import digits_recipe
+
+    return digits.examples(digits.test, digits_recipe(0)).plain(np.arange(rows))
+
+
+def logits(network, inputs):
+    import torch
+
+    with torch.no_grad():
+        return network.eval()(inputs).numpy()
+
+
+def tensors(network):
+    return {name: value.data_ptr() for name, value in network.state_dict().items()}
+
+
+@pytest.mark.parametrize("partly", [False, True])
+def test_any_number_of_steps_has_the_same_tensors(design, partly):
+    network = dataclasses.replace(design, partly=partly).images(8, classes=10, patch=4)
+    small, large = network.at(1), network.at(97)
+    assert tensors(small) == tensors(large) == tensors(network)
+    # One block, or that and the two ends; each has two branches with a matrix in and one out.
+    matrices = [name for name in tensors(network) if name.startswith(("field", "first", "last"))]
+    assert len([name for name in matrices if name.endswith("weight")]) == (18 if partly else 6)
+
+
+def test_a_change_of_the_weights_changes_all_numbers_of_steps(network, digits):
+    import torch
+
+    small, inputs = network.at(2), pixels(digits, 5)
+    before = logits(small, inputs)
+    with torch.no_grad():
+        network.field.network[1].weight.mul_(1.5)
+    assert np.abs(logits(small, inputs) - before).max() > 1e-3
+
+
+def test_steps_scale_the_branches_so_that_the_time_is_kept(network, digits):
+    import torch
+
+    inputs = pixels(digits, 5)
+    with torch.no_grad():
+        state = network.eval().stem(inputs)
+        for _ in range(4):
+            state = state + 1.5 / 4 * network.field.attention(state)
+            state = state + 1.5 / 4 * network.field.network(state)
+        expected = network.head(state).numpy()
+    assert network.time == 6 / 4
+    np.testing.assert_allclose(logits(network.at(4), inputs), expected, atol=1e-5)
+
+
+def test_steps_left_out_keep_their_size(network, digits):
+    import torch
+
+    inputs = pixels(digits, 5)
+    with torch.no_grad():
+        state = network.field(network.stem(inputs), network.time / 6)
+        expected = network.head(state).numpy()
+    found = logits(network.at(1, time=network.time / 6), inputs)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [0, -3, 2.0, True, "4", None])
+def test_a_number_of_steps_is_a_whole_number_from_1_on(network, design, steps):
+    with pytest.raises(InputError, match="steps: expected a whole number from 1 on, got"):
+        network.at(steps)
+    with pytest.raises(InputError, match="steps: expected a whole number from 1 on, got"):
+        dataclasses.replace(design, steps=steps)
+
+
+@pytest.mark.parametrize(
+    ("training", "time", "draws"),
+    [
+        ("plain", 12, (12,)),
+        ("small-step", 3, (12,)),
+        ("step-randomised", 3, (2, 3, 4, 6, 8, 12)),
+    ],
+)
+def test_trainings_differ_in_time_and_in_the_steps_that_are_drawn(design, training, time, draws):
+    design = dataclasses.replace(design, training=training, steps=12)
+    assert (design.time, design.draws) == (time, draws)
+    network = design.images(8, classes=10, patch=4).train()
+    vary, rng, taken = design.vary(network), np.random.default_rng(0), []
+    network.field.register_forward_hook(lambda *_: taken.append(1))
+    seen = set()
+    for _ in range(60):
+        vary(rng)
+        taken.clear()
+        network.state(pixels_of_zeros())
+        seen.add(len(taken))
+    assert seen == {*draws}
+    taken.clear()
+    network.eval().state(pixels_of_zeros())
+    assert len(taken) == 12
+
+
+def pixels_of_zeros():
+    import torch
+
+    return torch.zeros(1, 1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"width": 13}, "width 13: expected a multiple of the number of heads, 3"),
+        ({"heads": 0}, "expected a multiple of the number of heads, 0"),
+    ],
+)
+def test_a_design_that_cannot_be_is_refused(design, changes, expected):
+    with pytest.raises(InputError, match=expected):
+        dataclasses.replace(design, **changes)
+
+
+def test_patches_tile_the_image(design):
+    with pytest.raises(InputError, match="patch 3: expected a divisor of the image's side, 8"):
+        design.images(8, classes=10, patch=3)
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["random field", "trained field"])
+def test_halved_steps_halve_the_error(design, digits, recipe, trained):
+    from savers.depth_network import euler_errors
+    from savers.depth_training import fit
+
+    design = dataclasses.replace(design, training="small-step", steps=12)
+    examples = digits.examples(digits.train, recipe)
+    recipe = recipe if trained else dataclasses.replace(recipe, epochs=0)
+    network = fit(lambda design: design.images(8, classes=10, patch=4), design, examples, recipe)
+    errors = euler_errors(network, pixels(digits, 40), (6, 12, 24))
+    for coarse, fine in pairwise(errors):
+        assert 1.6 <= coarse / fine <= 2.4
+
+
+def test_a_language_model_looks_at_no_later_token(design):
+    import torch
+
+    network = design.text(9).eval()
+    before = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (4, 9)))
+    after = before.clone()
+    after[:, 5:] = 255 - after[:, 5:]
+    for steps in (1, 6):
+        found = [logits(network.at(steps), tokens) for tokens in (before, after)]
+        assert found[0].shape == (4, 9, 256)
+        np.testing.assert_array_equal(found[0][:, :5], found[1][:, :5])
+        assert (np.abs(found[0][:, 5:] - found[1][:, 5:]).max((0, 2)) > 1e-3).all()
+
+
+def test_training_goes_on_as_if_never_stopped(design, digits, recipe, tmp_path):
+    from savers.depth_tasks import digits_network
+    from savers.depth_training import fit
+
+    class Stop(Exception):
+        pass
+
+    def stop(epoch):
+        raise Stop
+
+    examples = digits.examples(digits.train, recipe)
+    whole = fit(digits_network, design, examples, recipe)
+    kept = tmp_path / "a.ckpt"
+    with pytest.raises(Stop):
+        fit(digits_network, design, examples, recipe, kept=kept, report=stop)
+    resumed = fit(digits_network, design, examples, recipe, kept=kept)
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        np.testing.assert_array_equal(a.detach().numpy(), b.detach().numpy())
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(design, digits, recipe, tmp_path):
+    from savers.depth_tasks import digits_network
+    from savers.depth_training import fit
+
+    examples, kept = digits.examples(digits.train, recipe), tmp_path / "a.ckpt"
+    once = dataclasses.replace(recipe, epochs=1)
+    fit(digits_network, design, examples, once, kept=kept)
+    with pytest.raises(InputError, match=r"a\.ckpt: expected a checkpoint of this recipe"):
+        fit(digits_network, design, examples, recipe, kept=kept)
+
+
+def test_designs_have_checkpoints_of_their_own(design, tmp_path):
+    from savers.depth_tasks import image_task
+
+    study = image_task("digits", None, epochs=1, seed=0).study(tmp_path, None)
+    others = [
+        design,
+        dataclasses.replace(design, training="plain"),
+        dataclasses.replace(design, partly=True),
+        dataclasses.replace(design, hidden=21),
+        design.dedicated(6),
+    ]
+    # The control for as many steps is the plain training itself.
+    assert len({study.checkpoint(item) for item in others}) == len(others) - 1
+
+
+@pytest.fixture
+def pictures(digits):
+    from savers.depth_export import Pictures
+
+    return Pictures("digits", digits.train, tuple("0123456789"), digits.mean, digits.std)
+
+
+@pytest.fixture
+def bundle(network, pictures, tmp_path):
+    from savers.depth_export import write_cascade
+
+    return write_cascade(network, pictures, STEPS, tmp_path / "bundle").folder
+
+
+def test_stages_are_the_network_with_their_steps_over_one_file_of_weights(network, digits, bundle):
+    forms = [stage.forms["fp32"] for stage in load_bundle(bundle).spec.stages]
+    assert forms[0].external == forms[1].external
+    assert [path.name for path in bundle.rglob("*.bin")] == ["weights.bin"]
+    inputs = pixels(digits, 7)
+    for steps, form in zip(STEPS, forms, strict=True):
+        model = HostModel(bundle / form.file, threads=1)
+        found = model.run({"input": inputs.numpy()})["logits"]
+        np.testing.assert_allclose(found, logits(network.at(steps), inputs), atol=1e-4)
+        # The weights are not in the file: what is left grows with the nodes alone.
+        assert (bundle / form.file).stat().st_size < 12_000 * steps
+
+
+def test_the_file_of_weights_holds_each_tensor_once(network, bundle):
+    count = sum(parameter.numel() for parameter in network.parameters())
+    (weights,) = bundle.rglob("*.bin")
+    # Besides, up to 60 bytes before each of 20 tensors, so that each starts at a multiple of 64.
+    assert weights.stat().st_size <= 4 * count + 20 * 60
+
+
+def test_the_cascade_runs_both_stages_on_the_same_values(network, digits, bundle):
+    frames = digits.test.images[:23]
+    with Cascade.load(bundle, device="cpu") as cascade:
+        results = cascade.run(frames)
+    inputs = pixels(digits, 23)
+    assert (results.label == logits(network.at(STEPS[1]), inputs).argmax(1)).all()
+    executor = HostExecutor(load_bundle(bundle), ["fp32", "fp32"], batch=23, threads=1)
+    small, large = (stage.model._weights for stage in executor.stages)
+    # Every product of the block and of the stem and head; norms and biases too.
+    assert set(small) == set(large)
+    assert {"field.network.1.weight", "field.attention.1.inputs.weight"} <= set(small)
+    assert all(small[name].data_ptr() == large[name].data_ptr() for name in small)
+    for steps, found in zip(STEPS, executor.stage_logits(frames), strict=True):
+        np.testing.assert_allclose(found, logits(network.at(steps), inputs), atol=1e-4)
+
+
+def test_a_missing_file_of_weights_is_named(bundle):
+    (weights,) = bundle.rglob("*.bin")
+    weights.unlink()
+    with pytest.raises(Exception, match=r"weights\.bin: not found, but cascade\.json names it"):
+        Cascade.load(bundle, device="cpu")
+
+
+def test_macs_are_those_that_the_bundle_counts(network, bundle):
+    from savers.networks import count_macs
+
+    stages = load_bundle(bundle).spec.stages
+    found = [count_macs(network.at(steps), (1, 8, 8)) for steps in STEPS]
+    assert found == [stage.macs for stage in stages]
+
+
+def test_a_text_is_cut_into_windows_and_the_bytes_after_them():
+    from savers.text import sequences, split_text
+
+    text = split_text(bytes(range(200)))
+    assert (len(text.train), len(text.held_out)) == (180, 20)
+    windows = sequences(text.held_out, 6)
+    rows = np.arange(len(windows.labels))
+    assert windows.plain(rows).tolist()[0] == [180, 181, 182, 183, 184, 185]
+    assert windows.labels.tolist()[2] == [193, 194, 195, 196, 197, 198]
+    with pytest.raises(InputError, match="text of 20 bytes: expected more than 20"):
+        sequences(text.held_out, 20)
+
+
+def test_perplexity_of_a_uniform_answer_is_the_number_of_bytes():
+    import torch
+
+    from savers.text import perplexity, sequences
+
+    class Uniform(torch.nn.Module):
+        def forward(self, tokens):
+            return torch.zeros(*tokens.shape, 256)
+
+    examples = sequences(np.arange(130, dtype=np.uint8), 5)
+    assert perplexity(Uniform(), examples, batch=7) == pytest.approx(256, rel=1e-5)
+
+
+SMALL = ["--width", "12", "--heads", "3", "--hidden", "20", "--large-steps", "6", "--steps", "2"]
+
+
+def run(*arguments):
+    from savers.shared_depth import main
+
+    return CliRunner().invoke(main, [str(item) for item in arguments])
+
+
+def test_one_command_trains_and_writes_a_cascade(tmp_path):
+    out = tmp_path / "bundle"
+    done = run("images", "--epochs", 1, *SMALL, "--work", tmp_path / "work", "--out", out, "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["steps"] == [1, 2, 3, 4, 6]
+    assert [(row["steps"], row["dedicated"]) for row in found["rows"]] == [
+        (6, False),
+        (4, False),
+        (3, False),
+        (2, False),
+        (1, False),
+        (2, True),
+    ]
+    assert [stage.name for stage in load_bundle(out).spec.stages] == ["steps-2", "steps-6"]
+    assert load_bundle(out).spec.provenance[0].purpose == "training"
+    again = run("images", "--epochs", 1, *SMALL, "--work", tmp_path / "work", "--out", out)
+    assert again.exit_code == 1
+    assert "exists already" in again.stderr
+    assert "Traceback" not in again.output
+
+
+def test_one_command_trains_a_language_model(tmp_path):
+    (tmp_path / "text").write_bytes(b"to be or not to be, " * 200)
+    given = ["--file", tmp_path / "text", "--tokens", 8, "--epochs", 1]
+    done = run("text", *given, *SMALL, "--work", tmp_path / "work")
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.rstrip().splitlines()
+    assert lines[2].split() == ["steps", "perplexity", "per", "byte"]
+    assert lines[-1].endswith("trained for these steps alone")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        (["--steps", 0], 2, "0 is not in the range x>=1"),
+        (["--steps", 12], 2, "--steps 12: expected fewer than --large-steps, 12"),
+        (["--width", 13], 1, "width 13: expected a multiple of the number of heads, 4"),
+    ],
+)
+def test_bad_options_are_explained(tmp_path, arguments, code, expected):
+    done = run("images", *arguments, "--out", tmp_path / "bundle")
+    assert done.exit_code == code
+    assert expected in done.stderr
+    assert "Traceback" not in done.output
+
+
+def test_the_second_stage_adds_little_memory_to_a_block_of_28_megabytes(tmp_path):
+    from savers.depth_memory import measure_sharing
+    from savers.depth_tasks import random_cascade
+
+    found = measure_sharing(random_cascade(768, tmp_path / "bundle", steps=(1, 2)))
+    assert found.weights >= 20e6
+    assert found.is_met, found
+
+
+def test_memory_is_measured_of_stages_that_share_weights_and_of_no_others():
+    from runtime.bundle import demo_folder
+
+    done = run("memory", "--bundle", demo_folder())
+    assert done.exit_code == 1
+    assert "expected stages that share a file of weights, found none" in done.stderr
