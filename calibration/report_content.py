@@ -217,7 +217,7 @@ class Content:
         if certificate and self.certification.state == "certified":
             confidence = words.percent(1 - certificate.delta)
             found.append(
-                (f"≤ {words.points(certificate.epsilon)}", f"lost, certified: {confidence} sure")
+                (f"≤ {100 * certificate.epsilon:.3g}", f"points lost, certified: {confidence} sure")
             )
             if certificate.saving:
                 bound = words.percent(certificate.saving.lower_bound, 1)

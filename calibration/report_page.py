@@ -8,6 +8,7 @@ from html import escape
 from string import Template
 
 from calibration.report_content import Content, Picture, Plot
+from calibration.report_gears import gear_cells, gear_rows, gear_words
 from calibration.report_pictures import LOSSLESS
 from calibration.report_words import amount, percent, split_note
 
@@ -59,7 +60,7 @@ def _body(content: Content) -> Iterator[str]:
     yield f"<nav>{' '.join(links)}</nav></header><main>"
     parts = {
         "promise": _promise(content),
-        "cost": _plots(content, "cost"),
+        "cost": _costs(content),
         "gates": _gates(content),
         "scores": _plots(content, "scores"),
         "confidence": _plots(content, "confidence", paired=True),
@@ -83,6 +84,20 @@ def _promise(content: Content) -> Iterator[str]:
     first, *rest = content.promise
     yield f'<p class="promise">{_html(first)}</p>'
     yield _text(rest)
+
+
+def _costs(content: Content) -> Iterator[str]:
+    yield from _plots(content, "cost")
+    state = content.certification.state
+    rows = gear_rows(content.material, content.trades, state)
+    if len(rows) == 1 and not rows[0].disagreement:
+        return
+    yield "<h3>Gears</h3>"
+    yield _text(gear_words(rows, certified=state == "certified"))
+    units = [trade.unit for trade in content.trades]
+    heads = ["gear", "thresholds", "sent on", "accuracy", "drift bound"]
+    cells = [[row.name, *gear_cells(row), *map(amount, units, row.costs)] for row in rows]
+    yield _table([*heads, *("MACs" if unit == "macs" else unit for unit in units)], cells)
 
 
 def _plots(content: Content, section: str, *, paired: bool = False) -> Iterator[str]:

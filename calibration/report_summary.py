@@ -6,11 +6,13 @@ from typing import Any
 
 from calibration.report_content import Content
 from calibration.report_figures import Confidence, Ranking, Trade
+from calibration.report_gears import GearRow, gear_rows
 
 
 def summary(content: Content) -> dict[str, Any]:
     """Return every number that the page is made of; rows are indices into the data."""
     material, changed = content.material, content.changed
+    state = content.certification.state
     return {
         "bundle": content.name,
         "stages": material.names,
@@ -21,9 +23,10 @@ def summary(content: Content) -> dict[str, Any]:
         "data_sha256": material.data.sha256,
         "n": content.n,
         "reporting_only": content.split == "test",
-        "certificate": {"state": content.certification.state, "words": content.promise},
+        "certificate": {"state": state, "words": content.promise},
         "costs": [_trade(trade) for trade in content.trades],
         "standings": [{**one._asdict(), "verdict": one.verdict} for one in content.standings],
+        "gears": [_gear(row) for row in gear_rows(material, content.trades, state)],
         "device": content.timed.device if content.timed else None,
         "gates": [flow._asdict() for flow in content.flows],
         "scores": [_ranking(ranking) for ranking in content.rankings],
@@ -47,6 +50,11 @@ def _trade(trade: Trade) -> dict[str, Any]:
         "cascade": trade.cascade.tolist(),
         "pairs": {name: curve.tolist() for name, curve in trade.pairs.items()},
     }
+
+
+def _gear(row: GearRow) -> dict[str, Any]:
+    bound = row.disagreement
+    return {**row._asdict(), "disagreement": bound and bound.model_dump(mode="json")}
 
 
 def _ranking(ranking: Ranking) -> dict[str, Any]:

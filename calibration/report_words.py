@@ -244,7 +244,7 @@ def certificate_words(certification: Certification, names: Sequence[str]) -> Ite
 
 
 def rule_words(spec: CascadeSpec, setting: Setting) -> Iterator[str]:
-    """Say what gates read and compare with, what is combined, and which gears there are."""
+    """Say what gates read and compare with, and what is combined."""
     for stage, gate, threshold in zip(spec.stages, spec.gates, setting.thresholds, strict=False):
         yield (
             f"The gate after {stage.name} keeps what is above {threshold_words(threshold)} by "
@@ -254,12 +254,6 @@ def rule_words(spec: CascadeSpec, setting: Setting) -> Iterator[str]:
         yield (
             f"What reaches {spec.stages[-1].name} is answered by its logits and "
             f"{spec.combination.weight:g} times those of {spec.combination.stage}."
-        )
-    if setting.gears:
-        gears = "gear" if len(setting.gears) == 1 else "gears"
-        yield (
-            f"{len(setting.gears)} {gears} above these thresholds send more on; being earlier "
-            "points of the path that was certified, they promise the same."
         )
 
 
