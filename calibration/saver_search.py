@@ -46,6 +46,8 @@ class Scope:
         Samples that will certify.
     finalists
         Cascades of each length that are forecast with the exact test, ``draws`` times each.
+    optioned
+        How many of those, the best by the screen, have options tried on them.
     resamplings
         Of the paired bootstrap.
     options
@@ -56,6 +58,7 @@ class Scope:
     size: int
     lengths: Sequence[int] = (2, 3)
     finalists: int = 12
+    optioned: int = 6
     draws: int = 20
     resamplings: int = 100
     options: Tried = field(default_factory=Tried)
@@ -182,7 +185,7 @@ class SaverSearch:
         screened = self._screened(savers)
         finalists = self._finalists(screened)
         forecast, trials = self._forecast(finalists)
-        refused = {item.names for item in finalists} - set(forecast)
+        refused = {item.names for _, item in finalists} - set(forecast)
         kept = [item for item in screened if item.names not in refused]
         singles = [Single(n, self.costs.alone(n), pool.accuracy(n)) for n in pool.logits]
         return Found(
@@ -216,12 +219,15 @@ class SaverSearch:
             self.progress.advance(task)
         return choices
 
-    def _finalists(self, screened: Sequence[Candidate]) -> list[Candidate]:
-        """Return the best of each length: the screen is kinder to long cascades than the test."""
+    def _finalists(self, screened: Sequence[Candidate]) -> list[tuple[int, Candidate]]:
+        """Return the best of each length with their places.
+
+        The screen is kinder to long cascades than the test is.
+        """
         limit = self.costs.alone(self.selection.pool.large)
         paying = [item for item in screened if item.cost < limit]
         of_length = [[c for c in paying if len(c.names) == n] for n in self.scope.lengths]
-        return [item for items in of_length for item in items[: self.scope.finalists]]
+        return [item for items in of_length for item in enumerate(items[: self.scope.finalists])]
 
     def _savers(self) -> list[str]:
         return cheaper(self.selection.pool, self.costs)
@@ -248,20 +254,20 @@ class SaverSearch:
         return grown([item.names for item in shorter[:BEAM]], savers)
 
     def _forecast(
-        self, finalists: Sequence[Candidate]
+        self, finalists: Sequence[tuple[int, Candidate]]
     ) -> tuple[dict[Chain, Estimate], list[Trial]]:
-        """Forecast finalists as they are and with the options that are worth it."""
+        """Forecast finalists, the best of each length plain and with what looks worth it."""
         task = self.progress.add_task("forecast", total=len(finalists))
         forecast: dict[Chain, Estimate] = {}
         trials = []
-        for item in finalists:
-            improved = self.options.improved(item.names)
-            trials += improved.trials
-            plain = self.screen.best(item.names)
+        for place, item in finalists:
+            candidates = [item]
+            if place < self.scope.optioned:
+                improved = self.options.improved(item.names)
+                trials += improved.trials
+                candidates = [self.screen.best(item.names), improved.candidate]
             # On ties the first, and so the simpler one.
-            found = rank(
-                self.screen, dict.fromkeys([plain, improved.candidate]), draws=self.scope.draws
-            )
+            found = rank(self.screen, dict.fromkeys(candidates), draws=self.scope.draws)
             if found:
                 forecast[item.names] = found[0]
             self.progress.advance(task)
