@@ -9,7 +9,8 @@ import pytest
 
 from calibration.budget import Attempt, Budget, Entry, Outcome, Question
 from calibration.errors import CalibrationError
-from runtime.schema import CoveredStage, Score, ThresholdPath
+from runtime.bundle import demo_folder
+from runtime.schema import Combination, CoveredStage, Score, ThresholdPath
 
 DATA = "d" * 64
 REFUSED = Outcome(refused="too few samples")
@@ -150,8 +151,30 @@ def test_an_empty_file_is_an_unspent_budget(tmp_path: Path) -> None:
         {"path": ThresholdPath(points=499)},
         {"scores": (Score(temperature=2.0),)},
         {"stages": question().stages[:1]},
+        {"combination": Combination(stage="s", weight=0.5)},
+        {"path": ThresholdPath(class_offsets=((0.0, 0.0),))},
     ],
 )
 def test_every_part_of_a_question_is_in_its_hash(changes: dict[str, object]) -> None:
     assert question(**changes).sha256 != question().sha256
     assert question().sha256 == question().sha256
+
+
+def test_questions_of_before_keep_their_hash_so_that_the_zoos_are_free_again() -> None:
+    lines = (demo_folder() / "certifications.jsonl").read_text().splitlines()
+    entries = [Entry.model_validate_json(line) for line in lines]
+    results = [(e.cascade, e.result.certificate) for e in entries if e.result]
+    certificates = [(asked, found) for asked, found in results if found and found.covers]
+    assert len(certificates) >= 2
+    for asked, found in certificates:
+        assert found.covers is not None
+        again = Question(
+            quantity=found.quantity,
+            stages=found.covers.stages,
+            scores=found.scores,
+            combination=found.combination,
+            path=found.path,
+            epsilon=found.epsilon,
+            method=found.method,
+        )
+        assert again.sha256 == asked
