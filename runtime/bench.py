@@ -22,13 +22,14 @@ from runtime.bench_stages import Stages, stages_of
 from runtime.bench_timing import Timed, Timing, TimingPlan, measure_timing
 from runtime.bundle import Bundle, demo_folder, load_bundle
 from runtime.cascade import Cascade
-from runtime.device_options import device_options, take_gpu_options
+from runtime.device_options import GEAR, device_options, take_gpu_options
 from runtime.devices import GpuOptions, expects_gpu, parse_forms
+from runtime.drift import Watch
 from runtime.environment import describe, refuse_foreign_packages
 from runtime.errors import InputError
 from runtime.host import HostExecutor
 from runtime.images import Images, load_arrays
-from runtime.terminal import Command, progress_bar
+from runtime.terminal import Command, parse_numbers, progress_bar
 
 LARGE_BATCHES = (1, 8, 32, 256)
 QUICK_IMAGES = 2_000
@@ -66,6 +67,14 @@ EMULATED_BATCHES = 4
 )
 @click.option("--duration", default=0.0, show_default=True, help="Seconds to measure, at least.")
 @click.option("--warmup", default=500.0, show_default=True, help="Milliseconds before measuring.")
+@GEAR
+@click.option(
+    "--drift-guard",
+    type=float,
+    metavar="Q",
+    help="Count the MACs of a drift guard that puts a share Q of the accepted images to the large "
+    "model too. The times are without it.",
+)
 @click.option(
     "--threshold", help="Use T, or one T per gate as T1,T2, instead of the bundle's: not certified."
 )
@@ -127,6 +136,8 @@ class Options:
     iterations: int
     duration: float
     warmup: float
+    gear: int
+    drift_guard: float | None
     threshold: str | None
     escalation_rate: str | None
     percentiles: str
@@ -147,8 +158,10 @@ class Options:
         for name in ("duration", "warmup"):
             if getattr(self, name) < 0:
                 raise InputError(f"--{name}: expected 0 or more, got {getattr(self, name)}.")
-        if self.threshold and self.escalation_rate:
-            raise InputError("--threshold and --escalation-rate: give one of them.")
+        if sum(map(bool, (self.threshold, self.escalation_rate, self.gear))) > 1:
+            raise InputError("--threshold, --escalation-rate and --gear: give one of them.")
+        if self.drift_guard is not None:
+            Watch(share=self.drift_guard)
         for path in (self.json_file, self.csv_file, self.plot_file):
             if path and str(path) != "-":
                 bench_report.check_writable(path)
@@ -159,7 +172,7 @@ class Options:
 def run_bench(options: Options) -> int:
     """Run the bench and write what was asked for; return the exit status."""
     options.check()
-    percentiles = _numbers("--percentiles", options.percentiles, 0, 100)
+    percentiles = parse_numbers("--percentiles", options.percentiles, 0, 100)
     refuse_foreign_packages()
     bundle = load_bundle(options.bundle or demo_folder())
     images = _load_images(bundle, options)
@@ -176,6 +189,7 @@ def run_bench(options: Options) -> int:
         report = bench_report.build(
             cascade, stages, images, accuracy, timing, percentiles=percentiles
         )
+        report = bench_report.with_drift_guard(report, cascade, options.drift_guard)
         report["peak_memory"] = _memory(bundle, options, cascade) if options.memory else None
         report["environment"] = asdict(machine)
         console.print(bench_tables.tables(report))
@@ -245,8 +259,10 @@ def _load_cascade(bundle: Bundle, options: Options) -> Cascade:
     except InputError:
         cascade.close()
         raise
+    if options.gear:
+        cascade.shift(options.gear)
     if options.threshold:
-        values = _numbers("--threshold", options.threshold, 0, 1)
+        values = parse_numbers("--threshold", options.threshold, 0, 1)
         gates = len(bundle.spec.gates)
         cascade.thresholds = tuple(values * gates if len(values) == 1 else values)
     return cascade
@@ -290,7 +306,7 @@ def _forced_rows(options: Options, cascade: Cascade, n: int) -> npt.NDArray[np.u
     if not options.escalation_rate:
         return None
     gates = len(cascade.bundle.spec.gates)
-    rates = _numbers("--escalation-rate", options.escalation_rate, 0, 1)
+    rates = parse_numbers("--escalation-rate", options.escalation_rate, 0, 1)
     rates = rates * gates if len(rates) == 1 else rates
     if len(rates) != gates or any(after > before for before, after in pairwise(rates)):
         raise InputError(
@@ -299,18 +315,6 @@ def _forced_rows(options: Options, cascade: Cascade, n: int) -> npt.NDArray[np.u
     cascade.thresholds = (0.0,) * gates
     order = np.random.default_rng(options.seed).permutation(n)
     return np.stack([(order < round(rate * n)).astype(np.uint8) for rate in rates])
-
-
-def _numbers(option: str, text: str, low: float, high: float) -> list[float]:
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        values = []
-    if not values or not all(low <= value <= high for value in values):
-        raise InputError(
-            f"{option}: expected numbers from {low} to {high}, comma-separated, got {text!r}."
-        )
-    return values
 
 
 def _write(options: Options, report: dict[str, Any], cascade: Cascade, accuracy: Accuracy) -> None:

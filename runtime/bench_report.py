@@ -20,6 +20,7 @@ from runtime.bench_accuracy import Accuracy
 from runtime.bench_stages import LayerUse, Split, Stages
 from runtime.bench_timing import Timing
 from runtime.cascade import Cascade
+from runtime.drift import shadow_macs
 from runtime.errors import InputError
 from runtime.images import Images
 from runtime.measurement import Subject, median_ratio, paired_interval, wilson_interval
@@ -53,13 +54,14 @@ def build(
         "stages": list(names),
         "forms": list(cascade.forms),
         "thresholds": list(cascade.thresholds),
+        "gear": cascade.gear,
         "images": {"source": images.source, "n": len(accuracy.label), "random": images.random},
         "device": dict(device.facts),
         **_subjects_of(accuracy, timed, large, percentiles),
         **_ratios(timed),
         "escalation_rate": rates,
         "macs_per_image": _macs(cascade, rates),
-        "macs_saved": _ratio(1 - _macs(cascade, rates) / cascade.bundle.spec.stages[-1].macs),
+        "macs_saved": _macs_saved(cascade, rates),
         "accuracy_drop": _drop(accuracy, large),
         "agreement_with_large": None if large is None else _mean(accuracy.label == large),
         "split_clock": stages.clock,
@@ -68,6 +70,26 @@ def build(
         "layers": _layers(stages.layers(), timed=not device.emulated),
         "certificate": _certificate(cascade),
         "interrupted": timing.interrupted,
+    }
+
+
+def with_drift_guard(report: Report, cascade: Cascade, share: float | None) -> Report:
+    """Return the report with the MACs of a drift guard that watches a share of the images."""
+    if share is None:
+        return {**report, "drift_guard": None}
+    stages = cascade.bundle.spec.stages
+    accepted = 1 - (report["escalation_rate"][-1]["rate"] or 0.0)
+    macs = shadow_macs(share, accepted, stages)
+    whole = report["macs_per_image"] + macs
+    return {
+        **report,
+        "macs_per_image": whole,
+        "macs_saved": _ratio(1 - whole / stages[-1].macs),
+        "drift_guard": {
+            "share": share,
+            "shadowed": share * accepted,
+            "macs_per_image": macs,
+        },
     }
 
 
@@ -229,6 +251,12 @@ def _certificate(cascade: Cascade) -> Report:
         "statement": str(certification),
         **(certificate.model_dump(mode="json", exclude={"path"}) if certificate else {}),
     }
+
+
+def _macs_saved(cascade: Cascade, rates: list[Report]) -> float | None:
+    """Return the share; None where the last stage is only a part of the large model."""
+    large = cascade.bundle.spec.stages[-1]
+    return _ratio(1 - _macs(cascade, rates) / large.macs) if large.reads_frames else None
 
 
 def _ratio(value: float) -> float | None:

@@ -33,7 +33,7 @@ def heading(
     pixels = " Random pixels make the escalation rate meaningless." if images.random else ""
     rows = {
         "cascade": f"{stages}, forms {'/'.join(cascade.forms)}",
-        "gates": f"thresholds {', '.join(_threshold(t) for t in cascade.thresholds)}",
+        "gates": _gates(cascade),
         "promise": str(cascade.certification),
         "images": f"{len(images.frames):,} from {images.source}, batch {batch}.{pixels}",
         "machine": f"{machine.cpu}, {machine.cpus_available} of {machine.cpus} CPUs, "
@@ -91,6 +91,7 @@ def _summary(report: Report) -> Table:
             _percent(report["macs_saved"]),
             f"{report['macs_per_image'] / 1e6:.2f} MMAC per image",
         ),
+        *_guard_rows(report["drift_guard"]),
         *(
             (f"{r['from']} sends on", _percent(r["rate"]), _interval(r["interval"]))
             for r in report["escalation_rate"]
@@ -131,6 +132,13 @@ def _device_rows(report: Report) -> list[tuple[str, str, str]]:
         size = f"{device['slot_bytes'] / 2**20:.1f} MiB"
         rows.append(("memory", size, f"per batch under way; {device['slots']} of them"))
     return rows
+
+
+def _guard_rows(guard: Report | None) -> list[tuple[str, str, str]]:
+    if guard is None:
+        return []
+    more = f"{guard['macs_per_image'] / 1e6:.2f} MMAC of these, for images put to all stages again"
+    return [("drift guard", _percent(guard["shadowed"]), f"{more}; not in the times")]
 
 
 def _promise(certificate: Report) -> tuple[str, str]:
@@ -179,6 +187,11 @@ def _layer_table(report: Report) -> Table:
             times = (f"{1e3 * used['seconds']:.3g}", f"{100 * used['seconds'] / whole:.1f} %")
             table.add_row(stage, escape(used["layer"]), *times)
     return table
+
+
+def _gates(cascade: Cascade) -> str:
+    text = f"thresholds {', '.join(_threshold(t) for t in cascade.thresholds)}"
+    return f"{text} (gear {cascade.gear})" if cascade.gear else text
 
 
 def _time(times: Report, key: str) -> str:

@@ -49,6 +49,16 @@ _NVTX = click.option(
 )
 
 
+GEAR = click.option(
+    "--gear",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Run a gear above the thresholds, which sends more images on; the highest is the large "
+    "model alone. A certificate covers all of them.",
+)
+
+
 def device_options(command: _Command) -> _Command:
     """Add ``--device``, ``--mode``, ``--library``, ``--host-code``, ``--no-verify``, ``--nvtx``."""
     for option in (_NVTX, _NO_VERIFY, HOST_CODE, LIBRARY, _MODE, _DEVICE):

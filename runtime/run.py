@@ -17,13 +17,14 @@ import numpy as np
 from kernels.files import replacing
 from runtime.bundle import Bundle, demo_folder, load_bundle
 from runtime.cascade import Cascade, Results
-from runtime.device_options import device_options, take_gpu_options
+from runtime.device_options import GEAR, device_options, take_gpu_options
 from runtime.devices import GpuOptions, parse_forms
+from runtime.drift import DriftGuard, Watch
 from runtime.environment import refuse_foreign_packages
 from runtime.errors import InputError
 from runtime.images import Picture, count_pictures, read_sources
 from runtime.preprocess import Frames
-from runtime.terminal import Command, progress_bar
+from runtime.terminal import Command, parse_numbers, progress_bar
 
 
 @click.command(cls=Command)
@@ -51,6 +52,19 @@ from runtime.terminal import Command, progress_bar
     is_flag=True,
     help="Refuse a cascade that is not exactly the certified one.",
 )
+@GEAR
+@click.option(
+    "--drift-guard",
+    type=float,
+    metavar="Q",
+    help="Put a random share Q of the images that a saver answers to the large model too; warn and "
+    "take a higher gear once they differ more often than they did on the certifying images.",
+)
+@click.option(
+    "--drift-reference",
+    metavar="R,...",
+    help="How often they differ without drift, at each gear.  [default: what the bundle says]",
+)
 def main(sources: tuple[Path, ...], out: Path | None, **options: Any) -> None:
     """Classify SOURCES: pictures, folders of pictures (searched through), npz files with images.
 
@@ -62,6 +76,7 @@ def main(sources: tuple[Path, ...], out: Path | None, **options: Any) -> None:
       python -m runtime.run photo.png folder/ > answers.jsonl
       python -m runtime.run images.npz --out answers.jsonl --batch 256
       python -m runtime.run folder/ --device cuda
+      python -m runtime.run images.npz --drift-guard 0.01 > answers.jsonl
     """
     gpu = take_gpu_options(options)
     sys.exit(classify(Request(sources=sources, out=out, gpu=gpu, **options)))
@@ -80,6 +95,9 @@ class Request:
     forms: str | None
     threads: int | None
     require_certificate: bool
+    gear: int
+    drift_guard: float | None
+    drift_reference: str | None
 
     def load(self, bundle: Bundle) -> Cascade:
         """Load the cascade that is asked for."""
@@ -93,6 +111,17 @@ class Request:
             gpu=self.gpu,
         )
 
+    def guard(self, cascade: Cascade) -> DriftGuard | None:
+        """Return the drift guard that is asked for, if any."""
+        if self.drift_guard is None:
+            if self.drift_reference is not None:
+                raise InputError("--drift-reference: it goes with --drift-guard Q.")
+            return None
+        references = None
+        if self.drift_reference is not None:
+            references = parse_numbers("--drift-reference", self.drift_reference, 0, 1)
+        return DriftGuard(cascade, Watch(share=self.drift_guard), references=references)
+
 
 def classify(request: Request) -> int:
     """Write a line for every picture; return the exit status, 2 when some did not decode."""
@@ -103,16 +132,22 @@ def classify(request: Request) -> int:
         raise InputError(f"{', '.join(map(str, sources))}: no pictures found.")
     failed = 0
     with request.load(bundle) as cascade, ExitStack() as stack:
+        cascade.shift(request.gear)
+        guard = request.guard(cascade)
         out = request.out
         stream = stack.enter_context(replacing(out)) if out else sys.stdout.buffer
         progress = stack.enter_context(progress_bar())
         task = progress.add_task("classify", total=total)
         groups = _groups(read_sources(sources, bundle.spec.input), request.batch)
-        for pictures, results in _answered(groups, cascade):
+        for pictures, results in _answered(groups, guard or cascade):
             answers = iter(()) if results is None else _answers(results, cascade)
             failed += _write_lines(stream, pictures, answers)
             progress.advance(task, len(pictures))
+        if guard is not None:
+            guard.flush()
     _report(total, failed, cascade)
+    if guard is not None:
+        click.echo(f"{guard.account}; alarms: {len(guard.alarms)}", err=True)
     return 2 if failed else 0
 
 
@@ -135,7 +170,7 @@ def _groups(pictures: Iterable[Picture], size: int) -> Iterator[list[Picture]]:
 
 
 def _answered(
-    groups: Iterable[list[Picture]], cascade: Cascade
+    groups: Iterable[list[Picture]], cascade: Cascade | DriftGuard
 ) -> Iterator[tuple[list[Picture], Results | None]]:
     """Yield each run of pictures with its results, None where nothing decoded.
 

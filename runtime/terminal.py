@@ -8,7 +8,7 @@ import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from runtime.environment import DISTRIBUTION
-from runtime.errors import TinysaverError
+from runtime.errors import InputError, TinysaverError
 
 # Extra that brings a module which is not among the base dependencies.
 EXTRAS = {
@@ -52,6 +52,25 @@ def missing_package(error: ModuleNotFoundError, program: str) -> str | None:
         f"{program} needs {missing}, which is not installed. "
         f"Install it: pip install '{DISTRIBUTION}[{EXTRAS[missing]}]'"
     )
+
+
+def parse_numbers(option: str, text: str, low: float, high: float) -> list[float]:
+    """Return the numbers that a command line joins by commas.
+
+    Raises
+    ------
+    InputError
+        When one is no number from ``low`` to ``high``.
+    """
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or not all(low <= value <= high for value in values):
+        raise InputError(
+            f"{option}: expected numbers from {low} to {high}, comma-separated, got {text!r}."
+        )
+    return values
 
 
 def progress_bar() -> Progress:

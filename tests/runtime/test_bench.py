@@ -17,6 +17,7 @@ from runtime.bundle import demo_folder
 from runtime.cascade import Cascade
 from runtime.errors import PlanError
 from runtime.images import load_arrays
+from tests.runtime.certified import certified
 
 QUICK = ["--device", "cpu", "--quick", "--iterations", "8", "--warmup", "0"]
 IMAGES = 300
@@ -141,6 +142,49 @@ def test_threshold_one_sends_everything_to_the_large_model(invoke, tmp_path):
     assert report["certificate"]["status"] == "certified"  # the first point that passed
 
 
+@pytest.fixture
+def small_report(cascade_json, write_bundle, tmp_path):
+    """Return the report of a certified cascade of two tiny stages, with a gear at 0.875."""
+    content = cascade_json("echo", "negated", thresholds=[0.3])
+    folder = write_bundle(certified(content, gears=[[0.875]]))
+    images = np.random.default_rng(0).integers(0, 9, (300, 2, 2, 1)).astype(np.uint8)
+    np.savez(tmp_path / "images.npz", images=images)
+
+    def run(*options):
+        path = tmp_path / "report.json"
+        common = ["--bundle", folder, "--data", tmp_path / "images.npz", "--json", path]
+        arguments = [str(item) for item in (*QUICK, *common, *options)]
+        result = CliRunner().invoke(bench.main, arguments)
+        assert result.exit_code == 0, result.output
+        return json.loads(path.read_text()), result.output
+
+    return run
+
+
+def test_a_gear_is_certified_and_sends_more_on(small_report):
+    plain, _ = small_report()
+    found, output = small_report("--gear", 1)
+    assert (plain["gear"], found["gear"], found["thresholds"]) == (0, 1, [0.875])
+    assert "thresholds 0.875 (gear 1)" in output
+    assert found["certificate"]["status"] == plain["certificate"]["status"] == "certified"
+    assert found["macs_per_image"] > plain["macs_per_image"]
+    assert small_report("--threshold", 0.5)[0]["gear"] is None
+
+
+def test_the_macs_of_a_drift_guard_are_part_of_those_of_an_image(small_report):
+    plain, _ = small_report()
+    found, output = small_report("--drift-guard", 0.25)
+    accepted = 1 - plain["escalation_rate"][-1]["rate"]
+    assert 0 < accepted < 1
+    more = 0.25 * accepted * (16 + 16)
+    assert found["drift_guard"] == pytest.approx(
+        {"share": 0.25, "shadowed": 0.25 * accepted, "macs_per_image": more}
+    )
+    assert found["macs_per_image"] == pytest.approx(plain["macs_per_image"] + more)
+    assert found["macs_saved"] == pytest.approx(plain["macs_saved"] - more / 16)
+    assert plain["drift_guard"] is None and "drift guard" in output
+
+
 def test_memory_of_both_processes_is_measured(invoke, tmp_path):
     result = invoke(*QUICK, "--memory", "--json", tmp_path / "o.json")
     assert result.exit_code == 0, result.output
@@ -196,6 +240,10 @@ def test_ctrl_c_before_anything_was_measured_still_reports(invoke, tmp_path, mon
         (["--percentiles", "50,101"], "expected numbers from 0 to 100"),
         (["--escalation-rate", "0.1,0.2,0.3,0.4"], "do not rise"),
         (["--threshold", "0.5", "--escalation-rate", "0.5"], "give one of them"),
+        (["--gear", "1", "--threshold", "0.5"], "give one of them"),
+        (["--gear", "99"], "gear: expected 0 to"),
+        (["--drift-guard", "0"], "share: expected above 0, at most 1, got 0"),
+        (["--drift-guard", "1.5"], "share: expected above 0, at most 1, got 1.5"),
         (["--threads", "0"], "expected at least 1"),
         (["--data", "missing.npz"], "missing.npz: not found"),
         (["--bundle", "missing"], "cascade.json: not found"),

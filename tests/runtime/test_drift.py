@@ -337,9 +337,7 @@ def content(cascade_json):
 def test_a_guard_without_any_reference_is_refused_with_what_to_do(scripted, content, write_bundle):
     with Cascade.load(write_bundle(content), threads=1) as cascade:
         for missing in (scripted, cascade):
-            with pytest.raises(
-                InputError, match=r"no reference for each of 3 gear.*--selection"
-            ):
+            with pytest.raises(InputError, match=r"no reference for each of 3 gear.*--selection"):
                 DriftGuard(missing)
 
 

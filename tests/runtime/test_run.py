@@ -89,6 +89,39 @@ def test_npz_rows_are_numbered(tmp_path):
     assert [line["index"] for line in answers] == list(range(7))
 
 
+def test_a_drift_guard_leaves_the_answers_and_says_what_it_saw(folder):
+    plain = invoke(folder)
+    gears = len(Cascade.load(demo_folder()).gears)
+    references = ",".join(["0.9"] * (gears - 1))
+    result = invoke(folder, "--drift-guard", "1", "--drift-reference", references)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == plain.stdout
+    assert "drift guard: 7 of 7 images drawn" in result.stderr
+    assert "alarms: 0" in result.stderr
+
+
+def test_an_alarm_is_a_warning_and_the_cascade_is_no_longer_called_certified(
+    tmp_path, make_bundle, random_frames, caplog
+):
+    """The last stage answers with the darkest pixel, the first with the brightest."""
+    folder = make_bundle("echo", "negated", thresholds=[0.3])
+    np.savez(tmp_path / "some.npz", images=random_frames(200))
+    options = ["--bundle", folder, "--drift-guard", "1", "--drift-reference", "0.05"]
+    result = invoke(tmp_path / "some.npz", *options)
+    assert result.exit_code == 0, result.output
+    assert len(lines(result.stdout)) == 200
+    assert "Drift alarm 1 at gear 0" in caplog.text
+    assert "alarms: 1" in result.stderr
+    assert {line["stage"] for line in lines(result.stdout)[-32:]} == {"negated"}
+
+
+def test_a_gear_sends_more_images_on(folder):
+    highest = len(Cascade.load(demo_folder()).gears) - 1
+    result = invoke(folder, "--gear", str(highest))
+    assert {line["stage"] for line in lines(result.stdout)} == {"large"}
+    assert "certified: accuracy drop" in result.stderr
+
+
 def test_out_writes_the_whole_file_or_nothing(folder):
     out = folder / "answers.jsonl"
     assert invoke(folder, "--out", out).exit_code == 0
@@ -104,10 +137,16 @@ def test_out_writes_the_whole_file_or_nothing(folder):
         (["missing.png"], "missing.png: not found"),
         (["."], "no pictures found"),
         (["--bundle", "missing", "."], "cascade.json: not found"),
+        (["x.npz", "--gear", "99"], "gear: expected 0 to"),
+        (["x.npz", "--drift-guard", "2"], "share: expected above 0, at most 1, got 2"),
+        (["x.npz", "--drift-guard", "0.1", "--drift-reference", "1.5"], "from 0 to 1"),
+        (["x.npz", "--drift-guard", "0.1", "--drift-reference", "x"], "got 'x'"),
+        (["x.npz", "--drift-reference", "0.1"], "goes with --drift-guard"),
     ],
 )
 def test_bad_arguments_are_refused_in_one_message(tmp_path, monkeypatch, arguments, expected):
     monkeypatch.chdir(tmp_path)
+    np.savez(tmp_path / "x.npz", images=FRAMES)
     result = invoke(*arguments)
     assert result.exit_code == 1
     assert expected in result.output
