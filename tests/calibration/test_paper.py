@@ -53,6 +53,16 @@ def test_the_score_equals_an_independent_transcription(seed: int) -> None:
     assert found.delta_c == pytest.approx(delta_c, abs=1e-12)
 
 
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_it_does_where_confidences_hit_thresholds_exactly(seed: int, dtype: type) -> None:
+    rng = np.random.default_rng(seed)
+    confidence = rng.choice(np.arange(1, 0, -0.001), 300).astype(dtype)
+    saver, large = rng.random(300) < confidence**0.2, rng.random(300) < 0.9
+    threshold, ratio, _ = transcription(confidence, saver, large, 1, 2)
+    assert matched_performance(confidence, saver, large) == (threshold, ratio)
+
+
 def test_random_records_stop_at_all_kinds_of_places() -> None:
     found = [paper_score("x", *random_records(seed), cost_ratio=0.5) for seed in range(60)]
     assert any(score.threshold > 0.9 for score in found)
