@@ -32,7 +32,7 @@ SECTIONS = {
     "promise": "What is promised",
     "cost": "Accuracy and cost",
     "gates": "What each gate sends on",
-    "scores": "Which score knows its errors",
+    "scores": "Which score knows what to send on",
     "confidence": "How far confidence can be believed",
     "agreement": "Who is right where",
     "harmed": "What the cascade spoils",
