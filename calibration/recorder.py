@@ -58,10 +58,13 @@ class Source:
     open
         Loads the models; the function it returns gives their outputs by stage name for
         ``u8 [n, H, W, C]``.
+    scored
+        Names of the stages whose records must hold a score.
     """
 
     models: tuple[tuple[Stage, Form], ...]
     open: Callable[[], Infer]
+    scored: frozenset[str] = frozenset()
 
     def metas(self, data: Data) -> dict[str, RecordMeta]:
         """Return what a record of each stage on the data says of itself."""
@@ -114,7 +117,9 @@ def bundle_source(bundle: Bundle, forms: Sequence[Form], *, threads: int) -> Sou
 
         return infer
 
-    return Source(tuple(zip(spec.stages, forms, strict=True)), open_stages)
+    gated = zip(spec.stages, spec.gates, strict=False)
+    scored = frozenset(stage.name for stage, gate in gated if gate.score.output is not None)
+    return Source(tuple(zip(spec.stages, forms, strict=True)), open_stages, scored)
 
 
 def frame_format(data: Data, colour: str | None = None) -> FrameFormat:
@@ -189,18 +194,23 @@ def _record(
 def _up_to_date(source: Source, data: Data, folder: Path) -> bool:
     wanted = source.metas(data)
     found = {name: _existing(record_path(folder, name)) for name in wanted}
-    for name, meta in found.items():
-        if meta and meta.form != wanted[name].form:
+    for name, record in found.items():
+        if record and record.meta.form != wanted[name].form:
             raise CalibrationError(
-                f"{record_path(folder, name)}: holds a record of form {meta.form}, asked for "
-                f"{wanted[name].form}. Pass another --out folder, or --force to replace it."
+                f"{record_path(folder, name)}: holds a record of form {record.meta.form}, asked "
+                f"for {wanted[name].form}. Pass another --out folder, or --force to replace it."
             )
-    return all(meta is not None and _same(meta, wanted[name]) for name, meta in found.items())
+    return all(
+        record is not None
+        and _same(record.meta, wanted[name])
+        and not (name in source.scored and record.score is None)
+        for name, record in found.items()
+    )
 
 
-def _existing(path: Path) -> RecordMeta | None:
+def _existing(path: Path) -> Record | None:
     try:
-        return load_record(path).meta
+        return load_record(path)
     except CalibrationError:
         return None
 

@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import onnx
 from click.testing import Result
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
+from calibration.pool import load_pool, save_card
 from calibration.record import main
 from calibration.records import load_data, load_record
+from runtime.bundle import file_sha256, load_bundle, save_spec
+from runtime.schema import Gate, Score
 
 Invoke = Callable[..., Result]
 World = Any
@@ -171,3 +174,47 @@ def test_truncated_data_and_an_unwritable_output_are_errors(invoke: Invoke, worl
 def test_pool_and_bundle_exclude_each_other(invoke: Invoke, world: World) -> None:
     result = invoke(main, "--data", world.data("selection"), code=2)
     assert "either --pool or --bundle" in result.stderr
+
+
+def add_score(world: World, name: str) -> None:
+    """Give a model of the pool a learned gate: the sigmoid of its first logit, [n, 1]."""
+    path = world.pool / f"{name}.onnx"
+    model = onnx.load(path)
+    model.graph.node.extend(
+        [
+            helper.make_node("Gather", ["logits", "first"], ["logit"], axis=1),
+            helper.make_node("Sigmoid", ["logit"], ["score"]),
+        ]
+    )
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0], np.int64), "first"))
+    model.graph.output.append(helper.make_tensor_value_info("score", TensorProto.FLOAT, ["n", 1]))
+    card = load_pool(world.pool)[name]
+    onnx.save(model, path)
+    save_card(world.pool, card.model_copy(update={"sha256": file_sha256(path)}))
+
+
+def test_the_score_of_a_learned_gate_is_recorded(invoke: Invoke, world: World) -> None:
+    add_score(world, "tiny")
+    record(invoke, world)
+    folder = world.records / "selection"
+    stored = load_record(folder / "tiny.npz")
+    assert stored.score is not None and stored.score.shape == (1500,)
+    np.testing.assert_allclose(stored.score, 1 / (1 + np.exp(-stored.logits[:, 0])), atol=1e-6)
+    assert load_record(folder / "large.npz").score is None
+
+
+def test_a_bundle_records_the_score_that_its_gate_reads(invoke: Invoke, world: World) -> None:
+    add_score(world, "tiny")
+    record(invoke, world)
+    bundle = world.make_bundle("tiny", "large")
+    out = world.root / "again"
+    options = ("--bundle", bundle, "--data", world.data("selection"), "--out", out)
+    invoke(main, *options)
+    assert load_record(out / "selection" / "tiny.npz").score is None
+    gate = Gate(score=Score(name="learned", output="score"))
+    save_spec(bundle, load_bundle(bundle).spec.model_copy(update={"gates": (gate,)}))
+    invoke(main, *options)
+    first = load_record(world.records / "selection" / "tiny.npz").score
+    second = load_record(out / "selection" / "tiny.npz").score
+    assert first is not None and second is not None
+    np.testing.assert_allclose(first, second, atol=1e-6)

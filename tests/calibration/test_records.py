@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -57,6 +58,21 @@ def test_a_record_is_read_back_as_it_was_written(tmp_path: Path, labelled: bool)
         assert read.labels is None
     else:
         np.testing.assert_array_equal(read.labels, written.labels)
+
+
+def test_a_learned_score_is_kept_with_the_logits(tmp_path: Path) -> None:
+    score = np.array([0.0, 0.25, np.nan, 1.0, 0.5, 0.5, 0.75], np.float32)
+    save_record(tmp_path / "tiny.npz", dataclasses.replace(record(), score=score))
+    np.testing.assert_array_equal(load_record(tmp_path / "tiny.npz").score, score)
+    save_record(tmp_path / "plain.npz", record())
+    assert load_record(tmp_path / "plain.npz").score is None
+
+
+@pytest.mark.parametrize("score", [np.zeros(6, np.float32), np.zeros(7), np.zeros((7, 1), "f4")])
+def test_a_score_that_does_not_fit_the_logits_is_refused(tmp_path: Path, score: np.ndarray) -> None:
+    save_record(tmp_path / "tiny.npz", dataclasses.replace(record(), score=score))
+    with pytest.raises(CalibrationError, match=r"score: expected f32 \[7\], got float"):
+        load_record(tmp_path / "tiny.npz")
 
 
 def test_equal_records_give_equal_files(tmp_path: Path) -> None:
