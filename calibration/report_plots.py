@@ -11,8 +11,8 @@ import html
 import io
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ParamSpec
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, ParamSpec
 
 import numpy as np
 
@@ -104,7 +104,7 @@ def trade_plot(trade: Trade, cascade: str, status: str) -> Figure:
     axes.plot(*_percent(trade.cascade.T, scale), color=ACCENT, linewidth=2.2, label=cascade)
     for single in trade.singles:
         axes.plot(single.cost * scale, 100 * single.accuracy, "s", color=MUTED, markersize=4.5)
-    _front_names(axes, trade.front, scale)
+    _front_names(axes, trade, scale)
     for gear in trade.gears:
         place = gear.cost * scale, 100 * gear.accuracy
         axes.plot(*place, "o", color=PAPER, markeredgecolor=ACCENT, markersize=6)
@@ -307,25 +307,49 @@ def _front(axes: Axes, front: Sequence[Single], scale: float, *, right: float) -
     axes.step(cost, accuracy, where="post", color=MUTED, linewidth=1.2, linestyle=(0, (4, 2)))
 
 
-def _front_names(axes: Axes, front: Sequence[Single], scale: float) -> None:
-    """Name the models of the front, below or above them; where neither has room, not at all."""
-    # The most accurate first: crowded places are among the cheap ones.
-    taken: list[tuple[float, float, float]] = []
+def _front_names(axes: Axes, trade: Trade, scale: float) -> None:
+    """Name the models of the front beside them; where there is no room, not at all."""
     to_axes = axes.transData + axes.transAxes.inverted()
-    for single in reversed(front):
+    curve = to_axes.transform(np.stack(_percent(trade.cascade.T, scale), axis=1))
+    taken: list[_Box] = []
+    # The most accurate first: crowded places are among the cheap ones.
+    for single in reversed(trade.front):
         place = single.cost * scale, 100 * single.accuracy
         x, y = to_axes.transform(place)
-        width = LETTER * len(single.name)
-        for left, height, shift, side in (
-            (x, y - LINE, (4, -11), "left"),
-            (x - width, y + LINE / 2, (-5, 4), "right"),
-        ):
-            if all(
-                left + width < a or b < left or abs(height - other) > LINE for a, b, other in taken
-            ):
+        for box, shift, side in _label_places(x, y, len(single.name)):
+            if not any(box.meets(other) for other in taken) and not box.holds(curve):
                 _note(axes, single.name, place, shift, color=MUTED, fontsize=8, ha=side)
-                taken.append((left, left + width, height))
+                taken.append(box)
                 break
+
+
+class _Box(NamedTuple):
+    """Of a name, in shares of the axes."""
+
+    left: float
+    right: float
+    bottom: float
+
+    def meets(self, other: _Box) -> bool:
+        apart = self.right < other.left or other.right < self.left
+        return not apart and abs(self.bottom - other.bottom) <= LINE
+
+    def holds(self, points: Any) -> bool:
+        x, y = points.T
+        inside = (x > self.left) & (x < self.right) & (y > self.bottom) & (y < self.bottom + LINE)
+        return bool(inside.any())
+
+
+def _label_places(
+    x: float, y: float, letters: int
+) -> Iterator[tuple[_Box, tuple[int, int], Literal["left", "right"]]]:
+    """Yield where a name may stand by its model at (x, y), with its shift in points."""
+    width = LETTER * letters
+    below, above = y - LINE, y + LINE / 4
+    yield _Box(x, x + width, below), (4, -11), "left"
+    yield _Box(x - width, x, above), (-5, 4), "right"
+    yield _Box(x, x + width, above), (4, 4), "left"
+    yield _Box(x - width, x, below), (-5, -11), "right"
 
 
 def _limits(axes: Axes, trade: Trade) -> None:
