@@ -1,15 +1,9 @@
 """A certificate keeps its promise on populations whose true loss is known, and wrong rules do not.
 
-A sample has a level, which says from which point of the path on a gate keeps it, and an outcome:
-the answer it then gets harms, helps or changes nothing. So the true drop at each point is a plain
-sum. Many calibration sets are drawn, and a violation is a chosen point whose true drop exceeds
-epsilon. The bound is the 99 % quantile of the violations of a rule that breaks its promise with
-chance exactly delta.
+Many calibration sets are drawn, and a violation is a chosen point whose true drop exceeds epsilon.
+The bound is the 99 % quantile of the violations of a rule that breaks its promise with chance
+exactly delta.
 """
-
-from dataclasses import dataclass
-from fractions import Fraction
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -17,101 +11,23 @@ from scipy import stats
 
 from calibration.bounds import METHODS, passes
 from calibration.certificates import certify, certify_cascade, certify_path
+from calibration.errors import CertificationRefused
 from runtime.schema import ThresholdPath
+from runtime.simulation import Simulation
+from tests.calibration.populations import (
+    BY_CLASS,
+    COMBINED,
+    EPSILON,
+    POPULATIONS,
+    SAMPLES,
+    WEIGHT,
+    Population,
+)
 
-EPSILON = Fraction(2, 100)
 DRAWS = 500
-SAMPLES = 1500
-
-
-class Sample(NamedTuple):
-    """Level and drop of each sample, and the logits that give rise to them."""
-
-    level: np.ndarray
-    drop: np.ndarray
-    saver: np.ndarray
-    large: np.ndarray
-    labels: np.ndarray
-
-    def drops_at(self, point):
-        return np.where(self.level < point, self.drop, 0).astype(np.int8)
-
-
-@dataclass(frozen=True)
-class Population:
-    """Per level in thousandths: its share of all samples, and of those the harmed and the helped.
-
-    What is left belongs to a last level, which no gate keeps.
-    """
-
-    share: tuple[int, ...]
-    harm: tuple[int, ...]
-    help: tuple[int, ...]
-
-    @property
-    def points(self):
-        return len(self.share) + 1
-
-    @property
-    def grid(self):
-        """1, then one threshold between each two levels of confidence."""
-        return [1.0, *(self.confidence(level) - 0.02 for level in range(len(self.share)))]
-
-    def confidence(self, level):
-        return 0.97 - 0.05 * np.asarray(level)
-
-    def true_drop(self, point):
-        levels = zip(self.share[:point], self.harm[:point], self.help[:point], strict=True)
-        return sum((Fraction(s * (a - b), 10**6) for s, a, b in levels), Fraction(0))
-
-    def true_disagreement(self, point):
-        levels = zip(self.share[:point], self.harm[:point], self.help[:point], strict=True)
-        return sum((Fraction(s * (a + b), 10**6) for s, a, b in levels), Fraction(0))
-
-    def draw(self, seed):
-        rng = np.random.default_rng(seed)
-        share, harm, helped = (
-            np.array([*per_level, last]) / 1000
-            for per_level, last in (
-                (self.share, 1000 - sum(self.share)),
-                (self.harm, 0),
-                (self.help, 0),
-            )
-        )
-        level = rng.choice(len(share), SAMPLES, p=share)
-        place = rng.random(SAMPLES)
-        drop = (place < harm[level]).astype(np.int8) - (place >= 1 - helped[level])
-        return self._with_logits(level, drop.astype(np.int8))
-
-    def _with_logits(self, level, drop):
-        """The saver answers 0, the large model 1 where they differ; the truth says who is right."""
-        sure = self.confidence(level)[:, None]
-        saver = np.log(np.where([[True, False, False]], sure, (1 - sure) / 2)).astype(np.float32)
-        large = np.zeros_like(saver)
-        large[np.arange(len(level)), (drop != 0).astype(int)] = 3
-        return Sample(level, drop, saver, large, (drop == 1).astype(np.int32))
-
-
-# The true drop is just over epsilon at the first step and stays there.
-JUST_OVER = Population(
-    share=(50, 50, 50, 50, 50, 50), harm=(401, 0, 0, 0, 0, 0), help=(0, 0, 0, 0, 0, 0)
-)
-# The same with help, so that the order of samples and the bound of the help rate matter.
-JUST_OVER_WITH_HELP = Population(share=(500,), harm=(241,), help=(200,))
-# One step is safe, the next far from it.
-CLIFF = Population(share=(300, 400), harm=(10, 250), help=(0, 0))
-# Just over epsilon all along; each step adds harm and as much help, so each looks at new noise.
-NEW_NOISE = Population(
-    share=(60, 30, 60, 120, 240, 480),
-    harm=(340, 500, 500, 500, 500, 500),
-    help=(0, 500, 500, 500, 500, 500),
-)
-POPULATIONS = {
-    "just_over": JUST_OVER,
-    "just_over_with_help": JUST_OVER_WITH_HELP,
-    "cliff": CLIFF,
-    "new_noise": NEW_NOISE,
-}
+REFUSED = -1
+JUST_OVER, JUST_OVER_WITH_HELP = POPULATIONS["just_over"], POPULATIONS["just_over_with_help"]
+CLIFF, NEW_NOISE = POPULATIONS["cliff"], POPULATIONS["new_noise"]
 
 
 def certified(population, sample, delta, method):
@@ -125,7 +41,7 @@ def certified(population, sample, delta, method):
         grid=population.grid,
         method=method,
     )
-    return point_of(population, found.threshold)
+    return found.passed
 
 
 def certified_three_stages(population, sample, delta, method):
@@ -141,28 +57,33 @@ def certified_three_stages(population, sample, delta, method):
     claim = {"epsilon": float(EPSILON), "delta": delta, "method": method}
     found = certify_cascade(stages, sample.labels, path, **claim)
     assert found.thresholds[0] == found.thresholds[1]
-    return point_of(population, found.thresholds[0])
+    return found.passed
 
 
-def point_of(population, threshold):
-    (point,) = np.flatnonzero(np.float32(population.grid) == np.float32(threshold))
-    return int(point)
+def certified_combination(population, sample, delta, method):
+    """The large model's answers with the saver's logits added, against those without."""
+    return certified_on_its_path(population, sample, delta, method, combination=(0, WEIGHT))
+
+
+def certified_on_its_path(population, sample, delta, method, **options):
+    claim = {"epsilon": float(EPSILON), "delta": delta, "method": method}
+    stages = [sample.saver, sample.large]
+    try:
+        return certify_cascade(stages, sample.labels, population.path, **claim, **options).passed
+    except CertificationRefused:
+        return REFUSED
 
 
 def naive(population, sample, delta, method):
     """The largest exit ratio whose empirical drop is within epsilon."""
-    within = [
-        point
-        for point in range(population.points)
-        if sample.drops_at(point).mean() <= float(EPSILON)
-    ]
-    return within[-1]
+    means = [sample.drops_at(point).mean() for point in points(population)]
+    return int(np.flatnonzero(np.array(means) <= float(EPSILON))[-1])
 
 
 def first_failed(population, sample, delta, method):
     """Off by one: the point at which the walk stops, instead of the one before."""
     last_passed = walk(sample, population, delta, method, np.arange(SAMPLES))
-    return min(last_passed + 1, population.points - 1)
+    return min(last_passed + 1, points(population)[-1])
 
 
 def best_of_20_orders(population, sample, delta, method):
@@ -173,21 +94,22 @@ def best_of_20_orders(population, sample, delta, method):
 def skipping_failed(population, sample, delta, method):
     """The last point that passes, whatever failed before it."""
     claim = {"epsilon": float(EPSILON), "delta": delta, "method": method}
-    passed = [
-        point for point in range(population.points) if passes(sample.drops_at(point), **claim)
-    ]
-    return passed[-1]
+    return [point for point in points(population) if passes(sample.drops_at(point), **claim)][-1]
 
 
 def walk(sample, population, delta, method, order):
-    drops = (sample.drops_at(point)[order] for point in range(population.points))
+    drops = (sample.drops_at(point)[order] for point in points(population))
     return certify_path(drops, epsilon=float(EPSILON), delta=delta, method=method)
+
+
+def points(population):
+    return range(len(population.grid))
 
 
 def violations(rule, population, *, delta, method):
     """Count the draws for which the rule chooses a point whose true drop exceeds epsilon."""
     chosen = (rule(population, population.draw(seed), delta, method) for seed in range(DRAWS))
-    return sum(population.true_drop(point) > EPSILON for point in chosen)
+    return sum(point != REFUSED and population.true_drop(point) > EPSILON for point in chosen)
 
 
 def most_violations(delta):
@@ -198,27 +120,81 @@ def test_the_bounds_are_66_and_37_of_500():
     assert (most_violations(0.1), most_violations(0.05)) == (66, 37)
 
 
-@pytest.mark.parametrize("name", POPULATIONS)
+@pytest.mark.parametrize("name", [*POPULATIONS, *COMBINED, "by_class"])
 def test_drawn_samples_have_the_true_drops_of_their_population(name):
-    population = POPULATIONS[name]
-    samples = [population.draw(seed) for seed in range(100)]
-    for point in range(population.points):
-        seen = np.concatenate([sample.drops_at(point) for sample in samples])
+    population = {**POPULATIONS, **COMBINED, "by_class": BY_CLASS}[name]
+    vectors = population.path.vectors()
+    drops = np.stack([simulated(population.draw(seed), vectors, name) for seed in range(100)], 1)
+    for point, seen in enumerate(drops.reshape(len(vectors), -1)):
         error = seen.std() / np.sqrt(len(seen))
         assert abs(seen.mean() - float(population.true_drop(point))) <= 4 * error
 
 
-@pytest.mark.parametrize("delta", [0.1, 0.05])
-@pytest.mark.parametrize("method", METHODS)
+def simulated(sample, vectors, name):
+    combination = (0, WEIGHT) if name in COMBINED else None
+    simulation = Simulation([sample.saver, sample.large], sample.labels, combination=combination)
+    return np.stack([simulation.drops(point) for point in vectors])
+
+
+@pytest.mark.parametrize("name", {**POPULATIONS, **COMBINED})
+def test_logits_give_rise_to_the_drops_that_were_drawn(name):
+    population = {**POPULATIONS, **COMBINED}[name]
+    sample = population.draw(7)
+    drops = simulated(sample, population.path.vectors(), name)
+    for point, found in enumerate(drops):
+        assert found.tolist() == sample.drops_at(population.levels_kept(point)).tolist()
+
+
+@pytest.mark.parametrize(
+    ("delta", "method"), [*((0.1, method) for method in METHODS), (0.05, "wsr")]
+)
 @pytest.mark.parametrize("name", POPULATIONS)
 def test_certified_thresholds_keep_their_promise(name, method, delta):
     broken = violations(certified, POPULATIONS[name], delta=delta, method=method)
     assert broken <= most_violations(delta)
 
 
-@pytest.mark.parametrize("name", POPULATIONS)
-def test_certified_cascades_of_three_stages_keep_their_promise(name):
-    broken = violations(certified_three_stages, POPULATIONS[name], delta=0.1, method="wsr")
+@pytest.fixture
+def terse_refusals(monkeypatch):
+    """Without the forecast of how many samples would pass, which takes longer than the walk."""
+    monkeypatch.setattr("calibration.certificates.n_at_rates", lambda *_, **__: None)
+
+
+@pytest.mark.usefixtures("terse_refusals")
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", COMBINED)
+def test_certified_combinations_keep_their_promise(name, method):
+    broken = violations(certified_combination, COMBINED[name], delta=0.1, method=method)
+    assert broken <= most_violations(0.1)
+
+
+@pytest.mark.usefixtures("terse_refusals")
+def test_a_combination_would_break_it_if_its_first_point_were_assumed():
+    """As without one, where escalating everything loses nothing."""
+
+    def assuming(*arguments):
+        return max(0, certified_combination(*arguments))
+
+    population = COMBINED["at_the_first_point"]
+    broken = violations(assuming, population, delta=0.1, method="wsr")
+    assert broken > most_violations(0.1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_certified_thresholds_by_class_keep_their_promise(method):
+    over = [BY_CLASS.true_drop(point) > EPSILON for point in range(9)]
+    assert over == [False, False, True, True, False, True, True, True, True]
+    broken = violations(certified_on_its_path, BY_CLASS, delta=0.1, method=method)
+    assert broken <= most_violations(0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [*((name, "wsr") for name in POPULATIONS if name != "ties"),
+     ("just_over_with_help", "clopper_pearson"), ("just_over", "harm_only")],
+)  # fmt: skip
+def test_certified_cascades_of_three_stages_keep_their_promise(name, method):
+    broken = violations(certified_three_stages, POPULATIONS[name], delta=0.1, method=method)
     assert broken <= most_violations(0.1)
 
 
