@@ -13,6 +13,8 @@ from runtime.terminal import Command, progress_bar
 
 PAPERS: dict[str, str] = {
     "incubation": "A deep network from modules trained apart (Deep Incubation, arXiv 2212.04129).",
+    "tqcompressor": "Kronecker factors in place of matrices (TQCompressor, arXiv 2401.16367).",
+    "shared-depth": "One block for any number of steps (shared depth as an ODE, arXiv 2310.12818).",
 }
 """Each is run by ``experiment`` of the module ``savers.reproduce_<paper>``."""
 
