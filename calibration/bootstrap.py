@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,13 @@ def resampling_weights(n: int, draws: int) -> Weights:
     """Return how often each of n samples is drawn, i64 [draws, n], n with replacement."""
     rng = np.random.default_rng(SEED)
     return rng.multinomial(n, np.full(n, 1 / n), size=draws)
+
+
+def resampling_blocks(n: int, draws: int, *, size: int = 100) -> Iterator[Weights]:
+    """Yield the rows of `resampling_weights` in blocks, for many samples and draws."""
+    rng = np.random.default_rng(SEED)
+    for start in range(0, draws, size):
+        yield rng.multinomial(n, np.full(n, 1 / n), size=min(size, draws - start))
 
 
 def intervals(values: npt.NDArray[np.float64]) -> list[Interval]:

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from calibration.bootstrap import Interval, intervals, resampling_weights
+from calibration.bootstrap import Interval, intervals, resampling_blocks
 from calibration.costs import Costs, Floats
 from calibration.curves import Weights
 from runtime.simulation import Simulation, Vector
@@ -109,7 +109,8 @@ def standing(found: Contest, costs: Costs, *, draws: int = DRAWS) -> Standing:
     n = len(found.right)
     once = np.ones((1, n), np.int64)
     cost, alone, which = _compared(found, costs, once)
-    drawn_cost, drawn_alone, drawn = _compared(found, costs, resampling_weights(n, draws))
+    blocks = [_compared(found, costs, weights) for weights in resampling_blocks(n, draws)]
+    drawn_cost, drawn_alone, drawn = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
     names = list(found.singles)
     times = np.bincount(drawn + 1, minlength=len(names) + 1)[1:] / draws
     return Standing(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from calibration.bootstrap import resampling_weights
+from calibration.bootstrap import resampling_blocks, resampling_weights
 from calibration.costs import MacCosts
 from calibration.standing import Contest, contest, standing
 from runtime.simulation import Simulation
@@ -60,7 +60,7 @@ def test_the_bootstrap_equals_one_that_draws_samples_by_index() -> None:
     logits = [answers.logits[name] for name in "ac"]
     simulation = Simulation(logits, answers.labels)
     found = contest("ac", simulation, [0.8], answers.labels, answers.right)
-    draws = 60
+    draws = 130
     result = standing(found, COSTS, draws=draws)
     shares = []
     for weights in resampling_weights(len(answers.labels), draws):
@@ -71,3 +71,9 @@ def test_the_bootstrap_equals_one_that_draws_samples_by_index() -> None:
         shares.append(cost / min(COSTS.alone(n) for n in able) if able else 0.0)
     assert result.interval == pytest.approx(np.quantile(shares, (0.025, 0.975)))
     assert result.interval.low <= result.share <= result.interval.high
+
+
+def test_blocks_of_draws_are_the_draws() -> None:
+    blocks = list(resampling_blocks(37, 25, size=10))
+    assert [len(block) for block in blocks] == [10, 10, 5]
+    assert (np.concatenate(blocks) == resampling_weights(37, 25)).all()
