@@ -273,3 +273,43 @@ def test_bench_runs_it_and_claims_no_saving_against_a_part(make_parts, write, tm
     assert report["large_only"] is None
     assert report["macs_saved"] is None
     assert [item["name"] for item in report["savers_only"]] == ["tiny"]
+
+
+def test_the_first_view_of_an_image_is_the_image_and_others_are_other_views(backbones, data):
+    from calibration.records import Data
+    from savers.exit_features import Observer, view_batches
+
+    few = Data("few", data.images[:3], data.labels[:3])
+    observer = Observer(backbones["tiny"], backbones["resnet-8"], threads=1)
+    once, twice = observer.features(few), observer.features(few, views=2)
+    seen = np.concatenate(list(view_batches(few.images, 2)))
+    second = observer.features(Data("second", seen[3:], few.labels))
+    for one, two, other in zip(once.pooled, twice.pooled, second.pooled, strict=True):
+        np.testing.assert_allclose(two[0], one[0], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(two[1], other[0], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(twice.saver, np.stack([once.saver[0], second.saver[0]]), atol=1e-5)
+
+
+def test_a_view_is_shifted_by_a_pixel_at_most_mirrored_or_not_and_partly_erased():
+    from savers.exit_features import view_batches
+
+    images = np.random.default_rng(2).integers(1, 256, (40, 28, 28, 1), np.uint8)
+    plain, changed = view_batches(images, 2)
+    np.testing.assert_array_equal(plain, images)
+    mirrors, shifts = set(), set()
+    for image, view in zip(images[..., 0], changed[..., 0], strict=True):
+        padded = np.pad(image, 1)
+        moved = {
+            (down, right, step): padded[down : down + 28, right : right + 28][:, ::step]
+            for down in range(3)
+            for right in range(3)
+            for step in (1, -1)
+        }
+        (found,) = [key for key, other in moved.items() if (other == view).mean() > 0.6]
+        mirrors.add(found[2])
+        shifts.add(found[:2])
+        gone = np.argwhere(moved[found] != view)
+        assert (view[moved[found] != view] == 0).all()
+        assert len(gone) and (np.ptp(gone, axis=0) < 8).all()
+    assert mirrors == {1, -1}
+    assert len(shifts) > 4
