@@ -12,6 +12,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from engines.score_head import OUTPUT, ScoreHead, with_score
+
 CLASSES = 7
 FEATURES = 5
 _TYPES = {np.float32: TensorProto.FLOAT, np.float16: TensorProto.FLOAT16}
@@ -47,7 +49,7 @@ def write_bundle(
     parts: Sequence[Part],
     input_: Mapping[str, Any],
     *,
-    thresholds: Sequence[float],
+    thresholds: Sequence[float | Sequence[float]],
     scores: Sequence[Mapping[str, Any]] | None = None,
     combination: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -105,6 +107,33 @@ def combined(folder: Path, stage: str, weight: float, *, dtype: type = np.float3
     combination = {"stage": stage, "weight": weight}
     thresholds = [0.93, 0.95, 0.8]
     return write_bundle(folder, parts, BGR, thresholds=thresholds, combination=combination)
+
+
+HEAD = ScoreHead((0.4, 0.1, 0.0, -0.2), tuple(np.linspace(-1, 1, CLASSES)), -0.3)
+
+
+def everything(folder: Path) -> Path:
+    """Write a bundle with a learned gate, thresholds by class, gears, and a combination."""
+    parts = (Part("saver", (6, 8)), Part("middle", (8, 6)), Part("large", (9, 9)))
+    write_bundle(
+        folder,
+        parts,
+        BGR,
+        thresholds=[np.linspace(0.55, 0.75, CLASSES).tolist(), [0.8] * CLASSES],
+        scores=[{"name": "learned", "output": OUTPUT}, {"temperature": 1.4}],
+        combination={"stage": "middle", "weight": 0.8},
+    )
+    content = json.loads((folder / "cascade.json").read_text())
+    model = with_score(folder / "saver.onnx", "logits", HEAD)
+    (folder / "saver.onnx").write_bytes(model)
+    content["stages"][0]["forms"]["fp32"]["sha256"] = hashlib.sha256(model).hexdigest()
+    setting = content["settings"]["fp32/fp32/fp32"]
+    for step in (0.05, 0.1):
+        setting.setdefault("gears", []).append(
+            [[min(1.0, t + step) for t in gate] for gate in setting["thresholds"]]
+        )
+    (folder / "cascade.json").write_text(json.dumps(content))
+    return folder
 
 
 def other_scores(folder: Path) -> Path:

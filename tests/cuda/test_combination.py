@@ -129,3 +129,25 @@ def test_the_self_check_notices_logits_of_other_rows(checked, monkeypatch):
     monkeypatch.setattr(StageWork, "_combination", by_sample)
     with pytest.raises(DeviceError, match="the self-check failed: mode host: wrong of"):
         load(checked, None, verify=True)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_learned_gate_thresholds_by_class_and_gears_with_it(mode, gpu, tmp_path):
+    gpu(seed=2)
+    folder = bundles.everything(tmp_path / "bundle")
+    write_plans(folder, {"saver": (16,), "middle": (4, 16), "large": (5,)})
+    frames = bundles.random_frames(40, bundles.BGR["shape"])
+    found = []
+    for device in ("cpu", "cuda"):
+        options = GpuOptions(mode=mode, verify=False)
+        with Cascade.load(folder, device, batch=BATCH, gpu=options) as cascade:
+            gears, results = cascade.gears, []
+            for gear in range(len(gears)):
+                cascade.shift(gear)
+                results.append(cascade.run(frames))
+            found.append(results)
+    for here, expected in zip(*found, strict=True):
+        same = (here.label == expected.label) & (here.stage == expected.stage)
+        assert same.all() and here.gear == expected.gear
+        np.testing.assert_allclose(here.confidence, expected.confidence, rtol=1e-4)
+    assert set(found[0][0].stage) == {0, 1, 2} and (found[0][-1].stage == 2).all()
