@@ -92,9 +92,13 @@ def _geared(bundle: Bundle, setting: Setting, selection: Recorded | None) -> Set
     assert certificate is not None
     if certificate.saving is None:
         certificate = with_saving(certificate, bundle.spec)
-    update = {"certificate": certificate, "gears": _gears(certificate, selection)}
-    geared = setting.model_copy(update=update)
-    return geared if selection is None else _watched(geared, selection)
+    chosen = _gears(certificate, selection)
+    geared = setting.model_copy(update={"certificate": certificate, "gears": chosen})
+    if selection is not None:
+        return _watched(geared, selection)
+    points = (certificate.thresholds, *chosen)
+    kept = tuple(item for item in setting.disagreements if item.thresholds in points)
+    return geared.model_copy(update={"disagreements": kept})
 
 
 def _watched(setting: Setting, recorded: Recorded) -> Setting:
