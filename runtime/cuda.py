@@ -16,10 +16,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from kernels.cubins import load_cubin
-from kernels.errors import KernelError
 from kernels.launch import Grid, Kernel
-from kernels.nvrtc import Target
+from runtime.cuda_kernels import LoadedKernels
 from runtime.cuda_resources import Activity, DeviceMemory, Event, PinnedMemory, Resource, Stream
 from runtime.driver import DriverError, ask_driver, pop_context
 from runtime.errors import ClosedError, DeviceError, DeviceMemoryError
@@ -69,8 +67,7 @@ class CudaDevice:
         self._owned: dict[int, Resource] = {}
         self._lost: list[Any] = []
         self._streams: dict[int, Stream] = {}
-        self._modules: dict[str, Any] = {}
-        self._functions: dict[str, Any] = {}
+        self._kernels = LoadedKernels(self)
         self.call(self.driver.init)
         native = self.call(self.driver.Device, index)
         attribute = self.driver.device_attribute.INTEGRATED
@@ -203,34 +200,13 @@ class CudaDevice:
         DeviceError
             When it cannot be compiled, or the driver refuses it.
         """
-        if module in self._modules:
-            return
-        target = Target(self.gpu.architecture, self.driver_version)
-        try:
-            cubin = load_cubin(module, target)
-            with self.active():
-                self._modules[module] = self.call(self.driver.module_from_buffer, cubin)
-        except KernelError as error:
-            raise DeviceError(str(error)) from None
-        except UnicodeDecodeError:  # pycuda reports the driver's log, which may be no text
-            raise DeviceError(f"{self.gpu.name}: the driver refuses {module}.cu.") from None
+        self._kernels.load(module)
 
     def launch(
         self, kernel: Kernel, grid: Grid, arguments: ctypes.Structure, *, stream: int
     ) -> None:
         """Enqueue a kernel; its module must be loaded."""
-        if kernel.name not in self._functions:
-            function = self.call(self._modules[kernel.module].get_function, kernel.name)
-            self._functions[kernel.name] = function.prepare([f"{ctypes.sizeof(arguments)}s"])
-            del function  # a traceback would keep it past its owner, as any native object here
-        self.activity.launches += 1
-        self.call(
-            self._functions[kernel.name].prepared_async_call,
-            grid,
-            (kernel.threads, 1, 1),
-            self._streams[stream].native,
-            bytes(arguments),
-        )
+        self._kernels.launch(kernel, grid, arguments, stream=self._streams[stream])
 
     def adopt(self, resource: Resource) -> None:
         """Own what was made."""
@@ -291,14 +267,13 @@ class CudaDevice:
                 if self.is_usable:
                     for resource in list(self._owned.values()):
                         resource.free()
-                    self._functions.clear()
-                    self._modules.clear()
+                    self._kernels.clear()
 
     def _detach(self) -> None:
         """Release the context. What still refers to it is then dropped without a driver call."""
         context, self._context = self._context, None
         with ExitStack() as stack:
-            for held in (self._owned, self._lost, self._streams, self._functions, self._modules):
+            for held in (self._owned, self._lost, self._streams, self._kernels):
                 stack.callback(held.clear)
             stack.callback(context.detach)
             self.call(context.push)  # pycuda releases only the context that is current
