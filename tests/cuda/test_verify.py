@@ -30,7 +30,9 @@ from tests.cuda_double.shim import shim
 from tests.kernels.every_kernel import kernel_names
 
 BATCH = 8
-EXAMPLE = Path(__file__).parents[2] / "docs" / "formats" / "verify.json"
+DOCS = Path(__file__).parents[2] / "docs"
+EXAMPLE = DOCS / "formats" / "verify.json"
+CHECKLIST = DOCS / "gpu-checklist.md"
 
 
 @pytest.fixture
@@ -108,6 +110,7 @@ def test_every_kernel_is_checked_and_right(device):
     checks = list(kernel_check.check_kernels(device))
     assert sorted(check.name for check in checks) == sorted(kernel_names() - {"select_bucket"})
     assert [check for check in checks if check.wrong] == []
+    assert f"{len(checks)} kernels" in CHECKLIST.read_text()
 
 
 class Spoilt(Kernels):

@@ -106,6 +106,15 @@ def test_a_gear_that_was_not_tested_is_not_certified(content, gear):
     assert state_of(content, thresholds=(gear,)) == "overridden"
 
 
+@pytest.mark.parametrize("weight", [0.5, 0.25, None])
+@pytest.mark.parametrize("certified", [0.5, None])
+def test_only_the_certified_combination_is_certified(content, weight, certified):
+    described = [item and {"stage": "echo", "weight": item} for item in (weight, certified)]
+    content["combination"], content["settings"][KEY]["certificate"]["combination"] = described
+    assert state_of(content) == ("certified" if weight == certified else "not certified")
+    assert state_of(content, thresholds=(1.0,)) == state_of(content)
+
+
 def test_a_form_with_a_setting_but_without_certificate_says_so(content):
     content["settings"]["int8_host/fp32"] = {"thresholds": [0.75]}
     assert state_of(content, forms=("int8_host", "fp32")) == "not certified for this form"
