@@ -38,9 +38,9 @@ class Trial(NamedTuple):
     tried
         How many of the kind were compared.
     ratio
-        Of the cost with it to that without, by the screen.
+        Of the cost with it to that without, by the screen: of their means over resampled splits.
     interval
-        Of that ratio.
+        Of the ratio on one of them.
     promising
         Whether it is worth a forecast, which then decides.
     """
@@ -136,10 +136,11 @@ class OptionSearch:
     def _tried(
         self, kind: Kind, best: Candidate, others: list[Candidate]
     ) -> tuple[Trial, Candidate]:
-        other = min(others, key=lambda candidate: candidate.cost)
-        costs = [self.screen.resampled(item, self.weights) for item in (other, best)]
-        (interval,) = intervals((costs[0] / costs[1])[:, np.newaxis])
-        ratio = other.cost / best.cost
+        before = self.screen.resampled(best, self.weights)
+        costs = [self.screen.resampled(item, self.weights) for item in others]
+        place = int(np.argmin([values.mean() for values in costs]))
+        (interval,) = intervals((costs[place] / before)[:, np.newaxis])
+        other, ratio = others[place], float(costs[place].mean() / before.mean())
         promising = ratio < 1 if kind == "scores" else interval.high < 1
         trial = Trial(best.names, kind, other.options, len(others), ratio, interval, promising)
         return trial, other

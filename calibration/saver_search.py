@@ -23,6 +23,9 @@ from calibration.recorded import Claim
 from calibration.scores import Choice, choose_score
 from calibration.screen import Candidate, Float64, Screen
 
+REFINING = 25
+"""Resampled splits that offsets are refined on."""
+
 
 @dataclass(frozen=True)
 class Tried:
@@ -266,8 +269,10 @@ class SaverSearch:
                 improved = self.options.improved(item.names)
                 trials += improved.trials
                 candidates = [self.screen.best(item.names), improved.candidate]
+            weights = self.options.weights[:REFINING]
+            refined = (self.screen.refined(candidate, weights) for candidate in candidates)
             # On ties the first, and so the simpler one.
-            found = rank(self.screen, dict.fromkeys(candidates), draws=self.scope.draws)
+            found = rank(self.screen, dict.fromkeys(refined), draws=self.scope.draws)
             if found:
                 forecast[item.names] = found[0]
             self.progress.advance(task)

@@ -7,6 +7,7 @@ their gates, and their options can be compared.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,6 +28,9 @@ from runtime.schema import Combination, Score, ThresholdPath
 
 OFFSETS = tuple(float(offset) for offset in np.arange(-3.0, 3.25, 0.25))
 """Of a later gate against the first, in logits of the threshold."""
+
+STEPS = (-1.0, -0.5, -0.25, 0.25, 0.5, 1.0)
+"""Of an offset that is refined."""
 
 Float64 = npt.NDArray[np.float64]
 
@@ -111,6 +115,29 @@ class Screen:
         once = np.ones((1, len(self.pool.labels)), np.int64)
         candidate = Candidate(names, offsets, options, np.nan)
         return candidate._replace(cost=float(self.resampled(candidate, once)[0]))
+
+    def refined(self, candidate: Candidate, weights: Weights) -> Candidate:
+        """Return the candidate with offsets near its own that cost least on resampled splits.
+
+        Where one walk ends is chance in part, and so is the offset at which it ends latest.
+
+        Parameters
+        ----------
+        weights
+            i64 [draws, n], as for `resampled`; what is least is the mean over draws.
+        """
+        best, least = candidate, float(self.resampled(candidate, weights).mean())
+        improved = True
+        while improved:
+            improved = False
+            for gate, step in itertools.product(range(1, len(candidate.offsets)), STEPS):
+                given = best.offsets
+                offsets = (*given[:gate], given[gate] + step, *given[gate + 1 :])
+                other = best._replace(offsets=offsets)
+                cost = float(self.resampled(other, weights).mean())
+                if cost < least:
+                    best, least, improved = other, cost, True
+        return self.at(*best[:3])
 
     def resampled(self, candidate: Candidate, weights: Weights) -> Float64:
         """Return the candidate's cost on each resampled split, f64 [draws].

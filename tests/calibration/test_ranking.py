@@ -15,7 +15,7 @@ from calibration.costs import MacCosts
 from calibration.ranking import rank
 from calibration.recorded import Claim
 from calibration.scores import PLAIN
-from calibration.screen import Candidate, Options, Screen
+from calibration.screen import STEPS, Candidate, Options, Screen
 from runtime.schema import ThresholdPath
 from runtime.simulation import Simulation
 from tests.calibration.answers import CLAIM, MACS, pool, screen
@@ -33,6 +33,19 @@ def test_the_best_offset_is_the_cheapest_of_all() -> None:
 def test_of_equal_costs_the_smallest_offset_wins() -> None:
     made = Screen(pool(), MacCosts({"a": 0, "b": 0, "c": 0}), CLAIM, 4000)
     assert made.best(("a", "b", "c")).offsets == (0.0, 0.0)
+
+
+def test_refined_offsets_cost_less_on_resampled_splits_and_no_step_from_them_does() -> None:
+    made, weights = screen(), resampling_weights(997, 8)
+    start = made.at(("a", "b", "c"), (0.0, 2.0), Options((PLAIN, PLAIN)))
+    found = made.refined(start, weights)
+    costs = [made.resampled(item, weights).mean() for item in (start, found)]
+    assert costs[1] < costs[0] and found == made.at(*found[:3])
+    for step in STEPS:
+        near = found._replace(offsets=(0.0, found.offsets[1] + step))
+        assert made.resampled(near, weights).mean() >= costs[1]
+    pair = made.best(("a", "c"))
+    assert made.refined(pair, weights) == pair
 
 
 def test_offsets_of_four_stages_are_improved_gate_by_gate() -> None:

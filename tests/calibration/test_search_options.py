@@ -15,7 +15,7 @@ from calibration.pool import load_pool, save_card
 from calibration.recorder import bundle_source, record_all
 from calibration.records import load_data, load_record
 from engines.errors import UnsupportedModel
-from engines.score_head import ScoreHead, with_score
+from engines.score_head import MOST_DISTANCE, ScoreHead, with_score
 from runtime.bundle import file_sha256, load_bundle
 from runtime.cascade import Cascade
 from runtime.session import HostModel
@@ -125,13 +125,14 @@ def test_the_score_of_the_file_is_that_of_the_head(world: World, tmp_path: Path,
     np.testing.assert_allclose(outputs["score"], expected(plain["logits"]), atol=1e-6)
 
 
-def test_a_far_logit_counts_as_near_the_end_of_float32(world: World, tmp_path: Path) -> None:
+def test_a_far_logit_counts_as_no_farther_than_the_most(world: World, tmp_path: Path) -> None:
     save_model(tmp_path / "far.onnx", weights() * 1e4)
     path = tmp_path / "gated.onnx"
-    path.write_bytes(with_score(tmp_path / "far.onnx", "logits", HEAD))
+    head = ScoreHead((0.01, 0.0), (0.0, 0.0, 0.0), 0.0)
+    path.write_bytes(with_score(tmp_path / "far.onnx", "logits", head))
     images = np.random.default_rng(4).normal(size=(5, 1, *SHAPE[:2])).astype(np.float32)
     score = HostModel(path, threads=1).run({"input": images})["score"]
-    assert np.isfinite(score).all()
+    np.testing.assert_allclose(score, 1 / (1 + np.exp(-0.01 * MOST_DISTANCE)), rtol=1e-5)
 
 
 def test_models_that_cannot_carry_a_gate_are_refused(world: World, tmp_path: Path) -> None:
