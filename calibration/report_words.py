@@ -21,6 +21,8 @@ COST_NAMES = {
     "joules": "energy",
     "wall clock": "the wall clock",
 }
+RARE = 0.01
+"""Share of draws below which a single model is not worth naming."""
 CLOSE = 0.01
 """Relative difference of areas below which two scores are called equally good."""
 MEANING = {
@@ -65,7 +67,19 @@ def standing_words(found: Standing) -> str:
         "not beyond chance": f"at most {limit} on these images, but not beyond chance",
         "no": f"at most {limit}: no",
     }[found.verdict]
-    return f"{text}; 95 % interval {percent(low, 1)} to {percent(high, 1)}; {verdict}."
+    return (
+        f"{text}; 95 % interval {percent(low, 1)} to {percent(high, 1)}{_drawn(found)}; {verdict}."
+    )
+
+
+def _drawn(found: Standing) -> str:
+    """Return which single models the draws of the interval compared with, if several."""
+    often = {name: share for name, share in found.drawn.items() if share >= RARE}
+    if len(often) < 2:
+        return ""
+    named = sorted(often, key=lambda name: -often[name])
+    shares = ", ".join(f"{name} in {percent(often[name], 0)}" for name in named)
+    return f", the cheapest being {shares} of the draws"
 
 
 def share_words(found: Standing) -> str:

@@ -28,7 +28,8 @@ from runtime.simulation import Simulation
 Flags = npt.NDArray[np.bool_]
 Logits = npt.NDArray[np.float32]
 
-QUOTED_DROPS = (0.0001, 0.005, 0.01)
+HALF_A_POINT = 0.005
+QUOTED_DROPS = (0.0001, HALF_A_POINT, 0.01)
 """At which the paper quotes its results."""
 TEST = "test"
 
@@ -102,9 +103,23 @@ class Line(NamedTuple):
     combination: Combination | None = None
 
     def saved(self, costs: Costs) -> float:
-        """Return which share of the large model's cost is saved."""
+        """Return which share of the large model's cost is saved.
+
+        Raises
+        ------
+        KeyError
+            When a stage has no cost: one that reads another's tensors is not timed alone.
+        """
         cost = costs.cascade(self.names, np.array(self.rates))
         return 1 - float(cost) / costs.alone(self.names[-1])
+
+    def is_counted(self, costs: Costs) -> bool:
+        """Tell whether every stage has such a cost."""
+        try:
+            self.saved(costs)
+        except KeyError:
+            return False
+        return True
 
 
 @dataclass(frozen=True)
@@ -155,8 +170,8 @@ class Protocol:
         for split in self.splits:
             if split != TEST:
                 saver = self.scores(split)[0].saver
-                chosen = self.sweep(saver, split, QUOTED_DROPS[1])
-                yield self.played("sweep", QUOTED_DROPS[1], split, saver, chosen)
+                chosen = self.sweep(saver, split, HALF_A_POINT)
+                yield self.played("sweep", HALF_A_POINT, split, saver, chosen)
 
     def best_oracle(self, drop: float) -> Line:
         """Return the saver that an oracle would take: the one that saves most on the test split."""

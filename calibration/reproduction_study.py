@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from rich.progress import Progress
 
 from calibration.candidates import load_selection
@@ -18,7 +17,7 @@ from calibration.paper import PaperScore
 from calibration.pool import Card
 from calibration.ranking import Estimate
 from calibration.recorded import Recorded
-from calibration.reproduction import TEST, Line, Protocol, Split, played
+from calibration.reproduction import HALF_A_POINT, TEST, Line, Protocol, Split, played
 from calibration.saver_search import Found, SaverSearch, Scope
 from calibration.standing import Standing, contest, standing
 from runtime.schema import Certificate
@@ -128,7 +127,7 @@ class Sources:
             accuracy[large],
             len(test.labels),
             [*protocol.lines(), *([ours.line] if ours else [])],
-            protocol.best_oracle(0.005),
+            protocol.best_oracle(HALF_A_POINT),
             ours.certificate if ours else None,
             {split: protocol.scores(split) for split in self.splits},
             [Ranked(item.names, item.cost) for item in found.ranking if len(item.names) == 2],
@@ -174,7 +173,7 @@ class Sources:
         found = contest(
             ours.line.names, ours.simulation, ours.line.thresholds, test.labels, test.right
         )
-        return [standing(found, costs) for costs in self.costs if _known(costs, ours.line.names)]
+        return [standing(found, costs) for costs in self.costs if ours.line.is_counted(costs)]
 
 
 class Ours(NamedTuple):
@@ -193,12 +192,3 @@ def _certified(recorded: Recorded) -> Ours:
     way, drop = ("certified", certificate.epsilon) if certificate else ("forecast", None)
     line = played(way, drop, names, simulation, setting.thresholds, combination=spec.combination)
     return Ours(line, simulation, certificate)
-
-
-def _known(costs: Costs, names: Sequence[str]) -> bool:
-    """Tell whether each stage was timed: one that reads another's tensors cannot be alone."""
-    try:
-        costs.cascade(names, np.zeros(len(names) - 1))
-    except KeyError:
-        return False
-    return True

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from calibration.costs import Costs
 from calibration.front import Single, cheapest_reaching
 from calibration.report_words import COST_NAMES, amount, percent, points, standing_words
-from calibration.reproduction import TEST, Line
+from calibration.reproduction import HALF_A_POINT, TEST, Line
 from calibration.reproduction_study import Ranked, Study
 from calibration.scores import PLAIN, words
 from runtime.measurement import paired_interval
@@ -61,7 +61,7 @@ def _lines(study: Study, costs: Sequence[Costs]) -> str:
         faster = [f"{one.alone(study.large) / one.alone(single.name):.1f}x" for one in costs[1:]]
         saved = percent(1 - single.cost / study.macs, 1)
         name = "cheapest single model as accurate as ours"
-        rows.append([name, "", single.name, saved, *faster, f"{gap:.2f}"])
+        rows.append([name, "-", single.name, saved, *faster, f"{gap:.2f}"])
     return _table([*heads, "drop on test, points"], rows)
 
 
@@ -118,10 +118,7 @@ def _drop(line: Line, n: int) -> str:
 
 
 def _faster(line: Line, costs: Costs) -> str:
-    try:
-        return f"{1 / (1 - line.saved(costs)):.1f}x"
-    except KeyError:  # a stage that cannot be timed alone
-        return ""
+    return f"{1 / (1 - line.saved(costs)):.1f}x" if line.is_counted(costs) else ""
 
 
 def _transfer(study: Study) -> Iterator[str]:
@@ -136,7 +133,9 @@ def _transfer(study: Study) -> Iterator[str]:
 
 
 def _oracle(study: Study, costs: Sequence[Costs]) -> Iterator[str]:
-    theirs = next(line for line in study.lines if line.way == "oracle" and line.drop == 0.005)
+    theirs = next(
+        line for line in study.lines if line.way == "oracle" and line.drop == HALF_A_POINT
+    )
     best = study.oracle
     if best.names == theirs.names:
         yield "No other saver would save more at half a point, even chosen on the test split."
@@ -155,12 +154,23 @@ def _scores(study: Study) -> str:
     rows = []
     for score in study.scores[splits[-1]]:
         name = score.saver
-        cells = [by_saver[split][name] for split in splits]
-        shown = [f"{s.delta_c:.3f} ({s.exit_ratio:.3f} at {s.threshold:.3f})" for s in cells]
+        shown = [
+            _marked(
+                f"{s.delta_c:.3f} ({s.exit_ratio:.3f} at {s.threshold:.3f})",
+                best=s == study.scores[split][0],
+            )
+            for split in splits
+            for s in [by_saver[split][name]]
+        ]
         cost = amount(study.unit, costs[name]) if name in costs else ""
+        cost = _marked(cost, best=bool(costs) and name == next(iter(costs)))
         rows.append([name, f"{score.delta_c + score.exit_ratio:.3f}", *shown, cost])
     heads = ["saver", "s/B", *(f"delta C (r at t): {split}" for split in splits)]
     return _table([*heads, "our expected cost"], rows)
+
+
+def _marked(text: str, *, best: bool) -> str:
+    return f"**{text}**" if best and text else text
 
 
 def _choices(study: Study) -> Iterator[str]:
