@@ -6,6 +6,7 @@ networks of the pool (Xiao et al., arXiv 2106.14881). The classifier reads the m
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 import torch
@@ -15,14 +16,19 @@ from torch import Tensor, nn
 class Attention(nn.Module):
     """Self-attention with ``heads`` heads; ``f32 [n, tokens, width]`` in and out.
 
-    Sizes but n are numbers here, so that the exported graph computes no shapes.
+    Sizes but n are numbers here, so that the exported graph computes no shapes. A causal one looks
+    at no later token.
     """
 
-    def __init__(self, tokens: int, width: int, heads: int) -> None:
+    _mask: Tensor | None
+
+    def __init__(self, tokens: int, width: int, heads: int, *, causal: bool = False) -> None:
         super().__init__()
         self.tokens, self.width, self.heads = tokens, width, heads
         self.inputs = nn.Linear(width, 3 * width)
         self.output = nn.Linear(width, width)
+        later = torch.full((tokens, tokens), -math.inf).triu(1) if causal else None
+        self.register_buffer("_mask", later, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the tokens, each a mixture of all."""
@@ -31,17 +37,21 @@ class Attention(nn.Module):
         query, key, value = (
             part.reshape(split).transpose(1, 2) for part in self.inputs(x).split(self.width, -1)
         )
-        weights = (query * depth**-0.5 @ key.transpose(-2, -1)).softmax(-1)
-        mixed = (weights @ value).transpose(1, 2).reshape(-1, self.tokens, self.width)
+        scores = query * depth**-0.5 @ key.transpose(-2, -1)
+        scores = scores if self._mask is None else scores + self._mask
+        mixed = (scores.softmax(-1) @ value).transpose(1, 2).reshape(-1, self.tokens, self.width)
         return cast(Tensor, self.output(mixed))
 
 
 class Block(nn.Module):
     """Attention, then a two-layer network per token, each normalised before and added."""
 
-    def __init__(self, tokens: int, width: int, *, heads: int, hidden: int) -> None:
+    def __init__(
+        self, tokens: int, width: int, *, heads: int, hidden: int, causal: bool = False
+    ) -> None:
         super().__init__()
-        self.attention = nn.Sequential(nn.LayerNorm(width), Attention(tokens, width, heads))
+        attention = Attention(tokens, width, heads, causal=causal)
+        self.attention = nn.Sequential(nn.LayerNorm(width), attention)
         self.network = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)
         )
@@ -63,6 +73,18 @@ class Tokens(nn.Module):
         """Return the tokens, row by row."""
         _, count, width = self.position.shape
         return x.reshape(-1, width, count).transpose(1, 2) + self.position
+
+
+class Positions(nn.Module):
+    """Adds a learned position to each of ``count`` tokens."""
+
+    def __init__(self, count: int, width: int) -> None:
+        super().__init__()
+        self.position = nn.Parameter(0.02 * torch.randn(1, count, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tokens of the shape of ``x``, ``f32 [n, count, width]``."""
+        return x + self.position
 
 
 class MeanOfTokens(nn.Module):
@@ -109,4 +131,18 @@ def patch_transformer(side: int, *, patch: int, width: int, depth: int) -> nn.Se
         nn.LayerNorm(width),
         MeanOfTokens(),
         nn.Linear(width, 10),
+    )
+
+
+def language_transformer(vocabulary: int, tokens: int, *, width: int, depth: int) -> nn.Sequential:
+    """Return a causal transformer: ``i64 [n, tokens]`` to logits ``f32 [n, tokens, vocabulary]``.
+
+    Module 0 is the embedding, which is not tied to the output matrix, the last module.
+    """
+    return nn.Sequential(
+        nn.Embedding(vocabulary, width),
+        Positions(tokens, width),
+        *(Block(tokens, width, heads=4, hidden=4 * width, causal=True) for _ in range(depth)),
+        nn.LayerNorm(width),
+        nn.Linear(width, vocabulary),
     )
