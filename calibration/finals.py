@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,20 +30,11 @@ from runtime.bundle import load_bundle
 from runtime.schema import Certificate, Form
 
 
-@dataclass(frozen=True)
-class Jury:
-    """What certifies: records of the certifying split, its data, the claim, and who pays.
-
-    Attributes
-    ----------
-    claim
-        For all cascades together.
-    """
+class Split(NamedTuple):
+    """Records of a whole pool on one split, and its data."""
 
     records: Path
     data: Data
-    claim: Claim
-    budget: Budget | None
 
     def recorded(self, folder: Path) -> Recorded:
         """Return a bundle with its records.
@@ -57,10 +49,25 @@ class Jury:
             record_all([bundle_source(bundle, forms, threads=1)], self.data, Path(place))
             return load_recorded(bundle, Path(place))
 
+
+@dataclass(frozen=True)
+class Jury:
+    """What certifies: the certifying split, the claim, and who pays.
+
+    Attributes
+    ----------
+    claim
+        For all cascades together.
+    """
+
+    split: Split
+    claim: Claim
+    budget: Budget | None
+
     def certify(self, folder: Path, *, share: int) -> Certificate | str:
         """Return the certificate of a bundle at ``delta / share``, or why it was refused."""
-        recorded = self.recorded(folder)
-        covers = coverage(recorded, self.data, allow_unknown=False)
+        recorded = self.split.recorded(folder)
+        covers = coverage(recorded, self.split.data, allow_unknown=False)
         claim = dataclasses.replace(self.claim, delta=self.claim.delta / share)
         outcome = certify_recorded(recorded, claim, covers, budget=self.budget)
         if outcome.certificate is None:
@@ -106,6 +113,9 @@ def best_certified(
     return estimate, certificate.model_copy(update={"delta": jury.claim.delta})
 
 
-def write_certified(folder: Path, certificate: Certificate, jury: Jury) -> None:
-    """Put the certificate of a bundle's cascade into its ``cascade.json``."""
-    write_certificate(jury.recorded(folder), certificate)
+def write_certified(
+    folder: Path, certificate: Certificate, certifying: Split, selection: Split
+) -> None:
+    """Put the certificate of a bundle's cascade and its gears into its ``cascade.json``."""
+    chosen = selection.recorded(folder)
+    write_certificate(certifying.recorded(folder), certificate, selection=chosen)

@@ -21,7 +21,7 @@ from calibration.cost_table import CostTable, ModelCosts, load_table, save_table
 from calibration.costs import Costs, MacCosts, batch_sizes
 from calibration.energy import open_meter
 from calibration.errors import CalibrationError
-from calibration.finals import Jury, best_certified, write_certified
+from calibration.finals import Jury, Split, best_certified, write_certified
 from calibration.ranking import Estimate
 from calibration.recorded import Claim
 from calibration.records import Data, load_data
@@ -111,12 +111,9 @@ class Request:
         """Return what certifies the best cascades."""
         beside = folder / FILE_NAME
         budget = self.budget or (beside if beside.exists() else None)
-        return Jury(
-            cast("Path", self.certify_records),
-            load_data(cast("Path", self.certify_data)),
-            self.scope.claim,
-            Budget(budget) if budget else None,
-        )
+        data = load_data(cast("Path", self.certify_data))
+        split = Split(cast("Path", self.certify_records), data)
+        return Jury(split, self.scope.claim, Budget(budget) if budget else None)
 
 
 _PATH = click.Path(path_type=Path)
@@ -320,7 +317,7 @@ def _write(request: Request, folder: Path, found: Found, data: Data) -> None:
         lambda place, estimate: _write_bundle(request, place, found, data, estimate),
     )
     _write_bundle(request, folder, found, data, winner)
-    write_certified(folder, certificate, jury)
+    write_certified(folder, certificate, jury.split, Split(request.records, data))
     click.echo(
         f"{folder}: {names_of(winner.names)}, certified: drop at most {certificate.epsilon:g} at "
         f"delta {certificate.delta:g}, the cheapest of {request.certify_top} tried.",

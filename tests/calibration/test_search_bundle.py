@@ -11,11 +11,15 @@ import pytest
 from click.testing import Result
 
 from calibration.budget import Budget
+from calibration.gears import Gears, gears
 from calibration.pool import Card, load_pool
 from calibration.provenance import load_provenance, sample_digests
+from calibration.recorded import load_recorded
 from calibration.records import load_record
+from calibration.saving import bounded_saving
 from runtime.bundle import load_bundle, save_spec
 from runtime.cascade import Cascade
+from runtime.schema import Certificate
 from tests.calibration.search_world import Invoke, World, replace_card, search
 
 
@@ -160,6 +164,11 @@ def test_the_best_are_certified_at_equal_shares_of_delta(
     assert Budget(budget).spent() == pytest.approx(0.04)
 
 
+def spaced_gears(world: World, certificate: Certificate) -> Gears:
+    recorded = load_recorded(load_bundle(world.bundle), world.records / "selection")
+    return gears(certificate, recorded.simulation())
+
+
 def test_the_winner_of_several_promises_the_whole_delta_and_runs(
     invoke: Invoke, world: World
 ) -> None:
@@ -179,6 +188,9 @@ def test_the_winner_of_several_promises_the_whole_delta_and_runs(
 
     best = min(certificates, key=cost)
     assert list(setting.thresholds) == best["thresholds"]
+    shared = bounded_saving(setting.certificate, [stage.macs for stage in spec.stages], share=3)
+    assert setting.certificate.saving == shared
+    assert setting.gears == spaced_gears(world, setting.certificate)
     assert [stage.name for stage in spec.stages] == [s["name"] for s in best["covers"]["stages"]]
     with Cascade.load(world.bundle, threads=1, require_certificate=True) as cascade:
         assert cascade.certification.state == "certified"
