@@ -11,6 +11,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from calibration.chains import Chain
+from calibration.options import Improved, OptionSearch
 from calibration.pool import load_pool, save_card
 from calibration.recorder import bundle_source, record_all
 from calibration.records import load_data, load_record
@@ -18,6 +20,7 @@ from engines.errors import UnsupportedModel
 from engines.score_head import MOST_DISTANCE, ScoreHead, with_score
 from runtime.bundle import file_sha256, load_bundle
 from runtime.cascade import Cascade
+from runtime.schema import Combination
 from runtime.session import HostModel
 from tests.calibration.conftest import CLASSES, SHAPE, save_model, weights
 from tests.calibration.search_world import Invoke, World, replace_card, search
@@ -65,6 +68,20 @@ def test_options_can_be_switched_off(invoke: Invoke, world: World) -> None:
         assert item["class_strength"] == 0 and item["combination"] is None
     kinds = {trial["kind"] for trial in found(invoke, world, "--no-scores")["options_tried"]}
     assert kinds == {"classes", "combination"}
+
+
+@pytest.mark.parametrize("weight", [1e-9, 1000.0], ids=["a tie", "worse"])
+def test_the_plain_cascade_stays_where_its_forecast_is_not_beaten(
+    invoke: Invoke, world: World, monkeypatch: pytest.MonkeyPatch, weight: float
+) -> None:
+    def improved(search: OptionSearch, names: Chain) -> Improved:
+        plain = search.screen.best(names)
+        added = Combination(stage=names[0], weight=weight)
+        return Improved(plain._replace(options=plain.options._replace(combination=added)), [])
+
+    monkeypatch.setattr(OptionSearch, "improved", improved)
+    world.record("selection")
+    assert {item["combination"] for item in found(invoke, world)["ranking"]} == {None}
 
 
 def test_a_learned_gate_is_written_into_the_model_and_runs(invoke: Invoke, world: World) -> None:
