@@ -12,6 +12,7 @@ from rich.progress import Progress
 from calibration.candidates import load_selection
 from calibration.cost_table import CostTable
 from calibration.costs import Costs, MacCosts
+from calibration.errors import CalibrationError
 from calibration.front import Single, static_front
 from calibration.paper import PaperScore
 from calibration.pool import Card
@@ -112,12 +113,17 @@ class Sources:
         Raises
         ------
         CalibrationError
-            When the pool has no such model or no other, or records do not fit.
+            When the pool has no such model or no cheaper one, or records do not fit.
         """
         macs = {name: card.macs for name, card in self.cards.items()}
         protocol = Protocol(large, macs, self.splits)
         test = self.splits[TEST]
         found = self._search(large, progress)
+        if not protocol.savers:
+            raise CalibrationError(
+                f"{self.folder}: no model has fewer multiply-accumulates than {large}, so none can "
+                "be its saver. Name another --large."
+            )
         ours = self._ours(large, found)
         accuracy = {name: float(right.mean()) for name, right in test.right.items()}
         singles = [Single(name, float(macs[name]), accuracy[name]) for name in macs]

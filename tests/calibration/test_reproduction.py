@@ -178,6 +178,7 @@ def test_what_does_not_fit_is_refused(
     reproduce: Callable[..., Result], world: World, tmp_path: Path
 ) -> None:
     assert "no model huge; it has large" in reproduce("--large", "huge", code=1).stderr
+    assert "none can be its saver" in reproduce("--large", "tiny", code=1).stderr
     page = tmp_path / "page.md"
     page.write_text("no marks")
     assert f"expected a line {BEGIN}" in reproduce("--write", page, code=1).stderr
