@@ -11,6 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from calibration.assembly import Caption, Parts, Rule, write_bundle
 from calibration.chains import Chain
 from calibration.options import Improved, OptionSearch
 from calibration.pool import load_pool, save_card
@@ -20,8 +21,9 @@ from engines.errors import UnsupportedModel
 from engines.score_head import MOST_DISTANCE, ScoreHead, with_score
 from runtime.bundle import file_sha256, load_bundle
 from runtime.cascade import Cascade
-from runtime.schema import Combination
+from runtime.schema import Combination, Score, Setting
 from runtime.session import HostModel
+from runtime.simulation import Simulation
 from tests.calibration.conftest import CLASSES, SHAPE, save_model, weights
 from tests.calibration.search_world import Invoke, World, replace_card, search
 
@@ -82,6 +84,25 @@ def test_the_plain_cascade_stays_where_its_forecast_is_not_beaten(
     monkeypatch.setattr(OptionSearch, "improved", improved)
     world.record("selection")
     assert {item["combination"] for item in found(invoke, world)["ranking"]} == {None}
+
+
+def test_a_rule_is_written_and_the_bundle_answers_by_it(world: World) -> None:
+    cards, data = load_pool(world.pool), load_data(world.data("selection"))
+    scores = (Score(name="margin"), Score(temperature=2.0))
+    rule = Rule(scores, combination=Combination(stage="middle", weight=0.5))
+    names = ("tiny", "middle", "large")
+    parts = Parts(world.pool, [cards[name] for name in names], data, CLASSES, rule)
+    thresholds = ([0.9, 0.95, 0.8], 0.6)
+    write_bundle(world.root / "target", parts, Setting(thresholds=thresholds), Caption())
+    with Cascade.load(world.root / "target", threads=1) as cascade:
+        results = cascade.run(world.images("selection"))
+    folder = world.record("selection")
+    logits = [load_record(folder / f"{name}.npz").logits for name in names]
+    expected = Simulation(logits, scores=scores, combination=(1, 0.5)).answers(thresholds)
+    # Rows within rounding of a threshold may be decided otherwise in float32.
+    assert (results.stage != expected.stage).mean() < 2e-3
+    assert (results.label != expected.label).mean() < 2e-3
+    assert set(expected.stage) == {0, 1, 2}
 
 
 def test_a_learned_gate_is_written_into_the_model_and_runs(invoke: Invoke, world: World) -> None:
