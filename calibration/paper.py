@@ -7,8 +7,8 @@ the multiply-accumulates of both models::
 
     delta C = s / B - r        the saver is used only if this is negative; the least is the best
 
-It reads no device, and one unlucky sample at a high threshold stops it: `calibration.ranking` is
-what we choose by, and this is printed beside it.
+It reads no device, and one unlucky sample at a high threshold stops it: `calibration.saver_search`
+is what we choose by, and this is printed beside it.
 """
 
 from __future__ import annotations
