@@ -9,7 +9,7 @@ from calibration.certificates import Forecast, forecast
 from calibration.comparison import Logits
 from calibration.errors import CalibrationError, CertificationRefused
 from calibration.forms import Made, MadeForm
-from calibration.recorded import Claim, starting_path, starting_setting
+from calibration.recorded import Claim, starting_path, starting_setting, weighted
 from calibration.records import Labels
 from runtime.schema import CascadeSpec, Form, Setting
 
@@ -90,6 +90,7 @@ def choose_thresholds(
             scores=[gate.score for gate in spec.gates],
             method=claim.method,
             draws=DRAWS,
+            combination=weighted(spec),
         )
     except CertificationRefused:
         everything = Setting(thresholds=(1.0,) * len(spec.gates), path=path)

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from calibration.recorded import starting_path, starting_setting
+from calibration.combinations import choose_thresholds
+from calibration.recorded import Claim, load_recorded, starting_path, starting_setting
 from calibration.threshold import main
 from runtime.bundle import load_bundle, save_spec
-from runtime.schema import Setting, ThresholdPath
+from runtime.schema import Combination, Setting, ThresholdPath
 
 Invoke = Callable[..., Result]
 World = Any
@@ -93,3 +94,19 @@ def test_a_start_is_taken_from_the_nearest_setting(ready: World) -> None:
     assert starting_setting(with_settings(), forms) == Setting(
         thresholds=(1.0,), path=ThresholdPath()
     )
+
+
+def test_forms_of_a_combination_are_forecast_with_it(ready: World) -> None:
+    """One that loses more than epsilon at the first point leaves nothing to promise."""
+    recorded = load_recorded(load_bundle(ready.bundle), ready.records / "selection")
+    spec, claim = recorded.bundle.spec, Claim(0.02, 0.0125, "wsr")
+
+    def note(weight: float) -> str:
+        combined = spec.model_copy(update={"combination": Combination(stage="tiny", weight=weight)})
+        found = choose_thresholds(
+            combined, recorded.forms, recorded.logits, recorded.labels, claim, size=1500
+        )
+        return found.note
+
+    assert note(0.01) == ""
+    assert note(50.0) == "nothing can be promised: all is escalated"
