@@ -22,7 +22,8 @@ class StageAlone:
     def __init__(self, executor: GpuExecutor, number: int) -> None:
         plan = executor.plans[number]
         buckets = tuple(plan.engine.buckets)
-        size = max(executor.batch, buckets[-1])
+        rounds = ops.rounds(executor.batch, buckets)
+        size = rounds * buckets[-1]  # a first stage fills its rounds
         alone = StagePlan(
             0,
             plan.spec,
@@ -30,7 +31,7 @@ class StageAlone:
             Score(),
             network_input(plan.spec.preprocessing),
             buckets,
-            ops.rounds(size, buckets),
+            rounds,
         )
         self._graphs = Graphs(executor.device) if executor.mode == "graph" else None
         self._slot = Slot(executor.device, [alone], executor.pixels, size=size, padded=False)

@@ -9,6 +9,7 @@ import pytest
 
 from kernels import reference
 from runtime import Cascade, selfcheck
+from runtime.bench_stages import stages_of
 from runtime.devices import GpuOptions
 from runtime.errors import DeviceError, PlanError
 from runtime.gpu_stage import StageWork
@@ -95,6 +96,22 @@ def test_a_graph_reads_the_weight_anew(gpu, tmp_path):
             total = logits[3] + weight * logits[2]
             np.testing.assert_array_equal(labels[-1], reference.softmax(total).label)
     assert (labels[0] != labels[1]).any()
+
+
+def test_the_large_model_alone_is_without_it(gpu, tmp_path):
+    """What the bench times beside the cascade, and counts drops against."""
+    gpu()
+    folder = bundles.combined(tmp_path / "bundle", "a", 5.0)
+    write_plans(folder, BUCKETS)
+    frames = bundles.random_frames(BATCH, bundles.BGR["shape"])
+    with load(folder, "host") as cascade:
+        logits = cascade.executor.stage_logits(frames)
+        stages = stages_of(cascade, transfers=True)
+        stages.classify(3, frames)
+        label, _, _ = stages._alone[3]._slot.answers()
+        np.testing.assert_array_equal(label, logits[3].argmax(1))
+        assert (label != (logits[3] + 5.0 * logits[0]).argmax(1)).any()
+        stages.close()
 
 
 @pytest.fixture
