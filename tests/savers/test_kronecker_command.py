@@ -1,0 +1,93 @@
+"""``python -m savers.kronecker`` on a few images."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from calibration.pool import load_pool
+from runtime.bundle import demo_folder
+from runtime.images import load_arrays
+from runtime.session import HostModel
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Return the program with a network that was trained for one step on 600 images."""
+    import dataclasses
+
+    import torch
+
+    from savers import kronecker
+    from savers.catalogue import ZOO
+    from savers.dataset import Split
+    from savers.distil import Trainer
+    from savers.networks import NETWORKS
+    from savers.views import Images
+
+    images, labels = load_arrays(demo_folder() / "data" / "selection.npz")
+    split = Split(images[:600], labels[:600])
+    monkeypatch.setattr(kronecker, "HELD_BACK", 100)
+    monkeypatch.setattr(kronecker, "read_fashion_mnist", lambda folder: (split, split))
+    monkeypatch.setattr(kronecker, "split_training_images", lambda full: {"train": full})
+    recipe = dataclasses.replace(
+        ZOO["vit-64"].recipe, epochs=1, monitor_size=50, teacher_weight=0.0, bfloat16=False
+    )
+    monkeypatch.setitem(ZOO, "vit-64", dataclasses.replace(ZOO["vit-64"], recipe=recipe))
+    torch.manual_seed(1)
+    Trainer(NETWORKS["vit-64"](), Images(split, recipe), recipe).run(tmp_path / "vit-64.ckpt")
+    (tmp_path / "out" / "models").mkdir(parents=True)
+
+    def invoke(*arguments: str):
+        places = ("--checkpoint", tmp_path / "vit-64.ckpt", "--out", tmp_path / "out")
+        work = ("--work", tmp_path / "work", "--epochs", "1", "--restarts", "0")
+        whole = ["vit-64", *(str(item) for item in (*places, *work)), *arguments]
+        return CliRunner().invoke(kronecker.main, whole)
+
+    return invoke
+
+
+def test_a_factored_model_is_written_with_a_card_factored_and_merged(run, tmp_path):
+    chosen = ("--macs", "7800000", "--modules", "5.network.*", "--json")
+    results = [
+        run(*chosen, "--name", "factored", "--by-block", "--hidden-weight", "1"),
+        run(*chosen, "--name", "merged", "--merged", "--by-block", "--hidden-weight", "1"),
+    ]
+    for result in results:
+        assert result.exit_code == 0, result.output
+    summary = json.loads(results[0].stdout)
+    assert summary["macs"] <= 7_800_000 < summary["dense_macs"] == 8_132_288
+    assert summary["parameters"] < summary["dense_parameters"] == 147_258
+    pool = load_pool(tmp_path / "out" / "models")
+    assert pool["factored"].macs == summary["macs"] and pool["merged"].macs == 8_132_288
+    assert pool["factored"].recipe["teacher"] == "vit-64"
+    assert list(pool["factored"].recipe["factors"]) == ["5.network.1", "5.network.3"]
+    pixels = np.random.default_rng(1).normal(size=(3, 1, 28, 28)).astype(np.float32)
+    logits = [
+        HostModel(tmp_path / "out" / "models" / f"{name}.onnx", threads=1).run({"input": pixels})
+        for name in ("factored", "merged")
+    ]
+    np.testing.assert_allclose(logits[0]["logits"], logits[1]["logits"], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "expected --macs or --parameters, got neither"),
+        (("--macs", "1000"), "1000 multiply-accumulates: cannot be met by factoring"),
+        (("--macs", "7000000", "--modules", "neck*"), "expected a pattern of some of"),
+        (
+            ("--macs", "7000000", "--checkpoint", "none.ckpt"),
+            "none.ckpt: not found. Train the model first, python -m savers.train zoo vit-64",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_said(run, arguments, message):
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert message in result.output and "Traceback" not in result.output
