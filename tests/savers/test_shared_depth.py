@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -398,6 +399,14 @@ def test_bad_options_are_explained(tmp_path, arguments, code, expected):
     assert done.exit_code == code
     assert expected in done.stderr
     assert "Traceback" not in done.output
+
+
+def test_without_torch_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    done = run("images", "--out", tmp_path / "bundle")
+    assert done.exit_code == 1
+    assert "needs torch, which is not installed. Install it: pip install" in done.stderr
+    assert "[train]" in done.stderr
 
 
 def test_the_second_stage_adds_little_memory_to_a_block_of_28_megabytes(tmp_path):
