@@ -32,6 +32,7 @@ VERBS = {
     "search": Verb("calibration.search", "Search the best cascade of a pool of models."),
     "worth": Verb("calibration.worth", "Compare a cascade with the cheapest model as accurate."),
     "reproduce": Verb("calibration.reproduce", "Reproduce TinySaver's own experiments on a pool."),
+    "drift": Verb("calibration.drift", "Measure how soon a drift guard sees corrupted images."),
     "report": Verb("calibration.report", "Write a page about a bundle, with plots and pictures."),
     "bundle": Verb("engines.bundle", "Make a bundle of your own ONNX files."),
     "inspect": Verb("engines.onnx_model", "Describe and check ONNX files without running them."),
@@ -41,6 +42,7 @@ VERBS = {
     "export": Verb("engines.export", "Write a cascade as a single ONNX file."),
     "doctor": Verb("runtime.doctor", "Tell what is wrong on this machine, and what mends it."),
     "train": Verb("savers.train", "Train savers and large models."),
+    "esn": Verb("savers.esn", "Add exits to a large model between its own blocks."),
 }
 
 
