@@ -210,11 +210,13 @@ def load_split(cards: Mapping[str, Card], folder: Path) -> Split:
     Raises
     ------
     CalibrationError
-        When a record is missing, damaged, or of another model or data than the others, or the data
-        have no labels or labels that are no class.
+        When a record is missing, damaged, or of another model, data or split than the others and
+        the folder's name, or the data have no labels or labels that are no class.
     """
     records = load_records(folder, [card.stage() for card in cards.values()])
-    labels = records[0].labels
+    name, labels = records[0].meta.data, records[0].labels
+    if name != folder.name:
+        raise CalibrationError(f"{folder}: expected records of {folder.name}, got of {name}.")
     if labels is None:
         raise CalibrationError(f"{folder}: expected labels, the records have none.")
     classes = records[0].logits.shape[1]
@@ -223,7 +225,7 @@ def load_split(cards: Mapping[str, Card], folder: Path) -> Split:
             f"{folder}: expected labels from 0 to {classes - 1}, got {labels.max()}."
         )
     logits = {name: record.logits for name, record in zip(cards, records, strict=True)}
-    return Split(records[0].meta.data, logits, labels)
+    return Split(name, logits, labels)
 
 
 def played(

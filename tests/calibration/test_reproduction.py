@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,14 @@ def test_json_holds_the_numbers(reproduce: Callable[..., Result], world: World) 
     assert len(study["lines"]) == 9
     assert study["unit"] == "macs"
     assert {model["name"] for model in study["front"]} <= {"tiny", "middle", "large"}
+
+
+def test_records_of_another_split_are_refused(
+    reproduce: Callable[..., Result], world: World
+) -> None:
+    shutil.rmtree(world.records / "test")
+    world.record("certificate").rename(world.records / "test")
+    assert "expected records of test, got of certificate" in reproduce(code=1).stderr
 
 
 def test_what_does_not_fit_is_refused(
