@@ -1,9 +1,8 @@
 """Options of a cascade beside the plain rule: scores, thresholds by class, combined answers.
 
-All of them are compared on the samples that also chose the cascade, so each has to look worth it:
-another score by the area under its risk-coverage curve (`calibration.scores`) and a lower cost; the
-others by a cost that is lower on 97.5 % of the resampled splits. The plain cascade is forecast
-beside the one with what passed, and stays where that does not cost less.
+All of them are compared on the samples that also chose the cascade, so each has to cost less on
+97.5 % of the resampled splits. Of scores only those take part that `calibration.scores` chose. The
+plain cascade is forecast beside the one with what passed, and stays where that does not cost less.
 """
 
 from __future__ import annotations
@@ -79,14 +78,6 @@ class OptionSearch:
     classes: bool = True
     combinations: bool = True
 
-    def screened(self, names: Chain) -> Candidate:
-        """Return the plain cascade, or the one with the chosen scores where that costs less."""
-        plain = self.screen.best(names)
-        chosen = self._chosen(names)
-        if not self.scores or set(chosen) == {PLAIN}:
-            return plain
-        return min(plain, self.screen.best(names, Options(chosen)), key=lambda item: item.cost)
-
     def improved(self, names: Chain) -> Improved:
         """Return a cascade with the options that look worth it."""
         plain = best = self.screen.best(names)
@@ -141,6 +132,7 @@ class OptionSearch:
         place = int(np.argmin([values.mean() for values in costs]))
         (interval,) = intervals((costs[place] / before)[:, np.newaxis])
         other, ratio = others[place], float(costs[place].mean() / before.mean())
-        promising = ratio < 1 if kind == "scores" else interval.high < 1
-        trial = Trial(best.names, kind, other.options, len(others), ratio, interval, promising)
+        trial = Trial(
+            best.names, kind, other.options, len(others), ratio, interval, interval.high < 1
+        )
         return trial, other

@@ -243,7 +243,7 @@ class SaverSearch:
         for length in range(2, max(self.scope.lengths) + 1):
             found = []
             for chain in self._chains(savers, length, best):
-                found.append(self.options.screened(chain))
+                found.append(self.screen.best(chain))
                 self.progress.advance(task)
             best = sorted(found, key=lambda item: item.cost)
             wanted += best if length in self.scope.lengths else []

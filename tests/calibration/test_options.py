@@ -10,7 +10,7 @@ from calibration.class_offsets import LARGEST, class_offsets
 from calibration.costs import MacCosts
 from calibration.options import COMBINATION_WEIGHTS, OptionSearch
 from calibration.recorded import Claim
-from calibration.scores import PLAIN, choose_score
+from calibration.scores import choose_score
 from calibration.screen import Screen
 from tests.calibration.answers import MACS, screen
 
@@ -41,6 +41,12 @@ def test_models_that_err_apart_answer_better_together() -> None:
     assert trial.promising and trial.interval.high < 1 and trial.tried == len(COMBINATION_WEIGHTS)
     found = improved.candidate.options.combination
     assert found is not None and found.stage == "a" and found.weight == 0.5
+
+
+def test_what_costs_less_by_chance_only_is_left_out() -> None:
+    labels, logits = random(4, {"a": 2.2, "c": 1.1})
+    (trial,) = options(screen_of(logits, labels), classes=False).improved(("a", "c")).trials
+    assert trial.ratio < 1 <= trial.interval.high and not trial.promising
 
 
 def test_a_combination_that_brings_nothing_is_left_out() -> None:
@@ -80,8 +86,6 @@ def test_a_better_score_is_taken_for_its_own_gate() -> None:
     improved = options(made, classes=False, combinations=False).improved(("a", "b", "c"))
     assert improved.candidate.options.scores[0].name == "p_norm"
     assert improved.candidate.cost < made.best(("a", "b", "c")).cost
-    assert options(made).screened(("a", "c")).options.scores[0].name == "p_norm"
-    assert options(made, scores=False).screened(("a", "c")).options.scores == (PLAIN,)
 
 
 def test_without_options_the_plain_cascade_stays() -> None:
