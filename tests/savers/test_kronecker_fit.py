@@ -72,6 +72,25 @@ def test_a_search_is_no_worse_than_plain_and_its_error_never_rises(factoring, se
         np.testing.assert_array_equal(np.sort(order), np.arange(len(order)))
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_no_other_order_fits_the_factors_found_better(seed):
+    whole = matrix(seed)
+    found = decompose(whole, CASES[0], restarts=1, seed=seed)
+    product = kronecker_sum(found.left, found.right)
+    rows = assigned(whole[:, found.columns] @ product.T)
+    columns = assigned(whole[found.rows].T @ product)
+    for order in ((rows, found.columns), (found.rows, columns)):
+        other = np.linalg.norm(whole[np.ix_(*order)] - product) / np.linalg.norm(whole)
+        # A search ends when a round, refitting included, gains less than this.
+        assert other >= found.error * (1 - 1e-4)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_sum_of_products_that_needs_no_order_is_left_as_it_is(seed):
+    whole = random_factors(matrix(11), CASES[2], seed=seed).dense()
+    assert decompose(whole, CASES[2]).error < 1e-6
+
+
 def test_more_restarts_are_no_worse():
     whole, factoring = matrix(7), CASES[1]
     errors = [decompose(whole, factoring, restarts=count).error for count in (0, 2, 6)]
