@@ -33,6 +33,7 @@ ERASED = 8
 
 Float32 = npt.NDArray[np.float32]
 Images = npt.NDArray[np.uint8]
+Advance = Callable[[int], object]
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,59 @@ def open_backbone(folder: Path, card: Card) -> Backbone:
         raise UnsupportedModel(text if str(path) in text else f"{path}: {text}") from None
 
 
+class Witness:
+    """One backbone, run over images for what exits read of it.
+
+    Parameters
+    ----------
+    cuts
+        Whose maps are read, pooled.
+    answers
+        Whether the logits are read too.
+    """
+
+    def __init__(
+        self, backbone: Backbone, cuts: Sequence[Cut], *, answers: bool, threads: int
+    ) -> None:
+        self.card, self.channels = backbone.card, tuple(cut.channels for cut in cuts)
+        self._outputs = [f"pooled_{cut.tensor}" for cut in cuts]
+        self._outputs += [backbone.card.logits] if answers else []
+        content = backbone.observed(cuts)
+        self._model = HostModel(backbone.path, threads=threads, content=content)
+
+    @property
+    def classes(self) -> int:
+        """How many logits it gives."""
+        preprocessing = self.card.preprocessing
+        pixels = np.zeros((1, len(preprocessing.mean), *preprocessing.size), np.float32)
+        return int(self._model.run({self.card.input: pixels})[self.card.logits].shape[1])
+
+    def table(self, data: Data, views: int, advance: Advance) -> Float32:
+        """Return maps and logits side by side, f32 [views * n, columns], view by view."""
+        preprocess = Preprocessor(self.card.preprocessing, frame_format(data))
+        parts = []
+        for images in view_batches(data.images, views):
+            found = self._model.run({self.card.input: preprocess(images)})
+            parts.append(np.concatenate([found[name] for name in self._outputs], 1))
+            advance(len(images))
+        return np.concatenate(parts)
+
+    def kept_table(self, folder: Path, data: Data, views: int, advance: Advance) -> Float32:
+        """Return `table`, read from a file in ``folder`` where it was computed before."""
+        facts = (self.card.sha256, self._outputs, ERASED, SHIFT, data.sha256, views)
+        key = hashlib.sha256(repr(facts).encode()).hexdigest()
+        path = folder / f"features-{key[:16]}.npy"
+        if not path.exists():
+            found = self.table(data, views, advance)
+            folder.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as stream:
+                np.save(stream, found)
+        table, rows = _load(path), views * len(data.images)
+        if table.ndim != 2 or len(table) != rows or table.shape[1] < sum(self.channels):
+            raise InputError(f"{path}: expected {rows} rows, got another table. Delete the file.")
+        return table
+
+
 class Observer:
     """Runs a saver and a large model over images and keeps what exits read.
 
@@ -122,81 +176,61 @@ class Observer:
     ----------
     saver, large
         The exits read the last map of the one and all maps of the other.
+
+    Raises
+    ------
+    EngineError
+        When they do not know the same classes.
     """
 
     def __init__(self, saver: Backbone, large: Backbone, *, threads: int) -> None:
-        self._models = [
-            (backbone, cuts, HostModel(path, threads=threads, content=backbone.observed(cuts)))
-            for backbone, cuts, path in (
-                (saver, saver.cuts[-1:], saver.path),
-                (large, large.cuts, large.path),
+        self._saver = Witness(saver, saver.cuts[-1:], answers=True, threads=threads)
+        self._large = Witness(large, large.cuts, answers=False, threads=threads)
+        names, classes = zip(*((w.card.name, w.classes) for w in self._witnesses), strict=True)
+        if classes[0] != classes[1]:
+            raise EngineError(
+                f"{names[0]} knows {classes[0]} classes, {names[1]} {classes[1]}: exits correct "
+                "the saver's answer, so both must know the same. Take another saver."
             )
-        ]
-        self._key = (saver.card.sha256, large.card.sha256, ERASED, SHIFT)
 
     @property
     def channels(self) -> tuple[int, ...]:
         """Of each position."""
-        return tuple(cut.channels for _, cuts, _ in self._models for cut in cuts)
+        return (*self._saver.channels, *self._large.channels)
 
     def key(self, data: Data, views: int) -> str:
         """Return what features depend on, as a text."""
-        return repr((*self._key, data.sha256, views))
+        models = (witness.card.sha256 for witness in self._witnesses)
+        return repr((*models, ERASED, SHIFT, data.sha256, views))
 
     def features(
-        self, data: Data, *, views: int = 1, advance: Callable[[int], object] = lambda _: None
+        self, data: Data, *, views: int = 1, advance: Advance = lambda _: None
     ) -> Features:
-        """Return what is said of ``views`` views of each image; the first is the image itself."""
-        parts = []
-        for images in view_batches(data.images, views):
-            parts.append(self._observe(data, images))
-            advance(len(images))
-        return self._arranged(np.concatenate(parts), views)
+        """Return what is said of ``views`` views of each image; the first is the image itself.
+
+        Parameters
+        ----------
+        advance
+            Told each number of views that a model has seen.
+        """
+        return self._joined([w.table(data, views, advance) for w in self._witnesses], views)
 
     def kept_features(
-        self,
-        folder: Path,
-        data: Data,
-        *,
-        views: int,
-        advance: Callable[[int], object] = lambda _: None,
+        self, folder: Path, data: Data, *, views: int, advance: Advance = lambda _: None
     ) -> Features:
-        """Return `features`, read from a file in ``folder`` where they were computed before."""
-        key = hashlib.sha256(self.key(data, views).encode()).hexdigest()
-        path = folder / f"features-{key[:16]}.npy"
-        rows, width = views * len(data.images), sum(self.channels)
-        if not path.exists():
-            found = self.features(data, views=views, advance=advance)
-            folder.mkdir(parents=True, exist_ok=True)
-            flat = [part.reshape(rows, -1) for part in (*found.pooled, found.saver)]
-            with replacing(path) as stream:
-                np.save(stream, np.concatenate(flat, 1))
-        table = _load(path)
-        if table.ndim != 2 or len(table) != rows or table.shape[1] <= width:
-            raise InputError(f"{path}: expected {rows} rows, got another table. Delete the file.")
-        return self._arranged(table, views)
+        """Return `features`, read from files in ``folder`` where they were computed before."""
+        tables = [w.kept_table(folder, data, views, advance) for w in self._witnesses]
+        return self._joined(tables, views)
 
-    def _observe(self, data: Data, images: Images) -> Float32:
-        columns, logits = [], []
-        for backbone, cuts, model in self._models:
-            card = backbone.card
-            pixels = Preprocessor(card.preprocessing, frame_format(data))(images)
-            answer = model.run({card.input: pixels})
-            columns += [answer[f"pooled_{cut.tensor}"] for cut in cuts]
-            logits.append(answer[card.logits])
-        if logits[0].shape != logits[1].shape:
-            names = [backbone.card.name for backbone, _, _ in self._models]
-            raise EngineError(
-                f"{names[0]} knows {logits[0].shape[1]} classes, {names[1]} {logits[1].shape[1]}: "
-                "exits correct the saver's answer, so both must know the same. Take another saver."
-            )
-        return np.concatenate([*columns, logits[0]], 1)
+    @property
+    def _witnesses(self) -> tuple[Witness, Witness]:
+        return self._saver, self._large
 
-    def _arranged(self, table: Float32, views: int) -> Features:
-        """Return features from a table of one row for each view of each image."""
-        ends = np.cumsum(self.channels)
-        columns = np.split(table.reshape(views, -1, table.shape[1]), ends, axis=2)
-        return Features(tuple(columns[:-1]), columns[-1])
+    def _joined(self, tables: Sequence[Float32], views: int) -> Features:
+        saver, large = (table.reshape(views, -1, table.shape[1]) for table in tables)
+        feature, logits = np.split(saver, [sum(self._saver.channels)], axis=2)
+        maps = np.split(large, np.cumsum(self._large.channels)[:-1], axis=2)
+        return Features((feature, *maps), logits)
 
 
 def view_batches(images: Images, views: int, *, seed: int = 0) -> Iterator[Images]:

@@ -229,7 +229,7 @@ class Study:
         return np.concatenate(parts)
 
     def _observe(self, observer: Observer, data: Data, views: int) -> Tensors:
-        total = views * len(data.images)
+        total = 2 * views * len(data.images)
         task = self.progress.add_task(f"features, {data.name}", total=total)
         features = observer.kept_features(
             self.work, data, views=views, advance=lambda rows: self.progress.advance(task, rows)
