@@ -11,14 +11,15 @@ import html
 import io
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, ParamSpec
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import numpy as np
 
 from calibration.front import Single
 from calibration.records import Labels
 from calibration.report_figures import Changed, Confidence, Flow, Ranking, Trade
+from calibration.report_labels import name_front
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,8 +39,6 @@ ROLES = {
 
 WIDTH, NARROW = 5.2, 4.2
 """Inches; the narrow ones stand side by side where there is room."""
-LETTER, LINE = 0.016, 0.06
-"""Of a model's name, as shares of the axes; a little more than they measure."""
 CLASSES = 20
 """With bars of their own; of more, those with the most changed samples."""
 DASHES = {"max-softmax": "-", "margin": "--", "entropy": ":", "p-norm": "-."}
@@ -104,7 +103,7 @@ def trade_plot(trade: Trade, cascade: str, status: str) -> Figure:
     axes.plot(*_percent(trade.cascade.T, scale), color=ACCENT, linewidth=2.2, label=cascade)
     for single in trade.singles:
         axes.plot(single.cost * scale, 100 * single.accuracy, "s", color=MUTED, markersize=4.5)
-    _front_names(axes, trade, scale)
+    name_front(axes, trade, scale, color=MUTED)
     for gear in trade.gears:
         place = gear.cost * scale, 100 * gear.accuracy
         axes.plot(*place, "o", color=PAPER, markeredgecolor=ACCENT, markersize=6)
@@ -305,51 +304,6 @@ def _front(axes: Axes, front: Sequence[Single], scale: float, *, right: float) -
     cost = np.array([*(single.cost for single in front), right * 2]) * scale
     accuracy = 100 * np.array([*(single.accuracy for single in front), front[-1].accuracy])
     axes.step(cost, accuracy, where="post", color=MUTED, linewidth=1.2, linestyle=(0, (4, 2)))
-
-
-def _front_names(axes: Axes, trade: Trade, scale: float) -> None:
-    """Name the models of the front beside them; where there is no room, not at all."""
-    to_axes = axes.transData + axes.transAxes.inverted()
-    curve = to_axes.transform(np.stack(_percent(trade.cascade.T, scale), axis=1))
-    taken: list[_Box] = []
-    # The most accurate first: crowded places are among the cheap ones.
-    for single in reversed(trade.front):
-        place = single.cost * scale, 100 * single.accuracy
-        x, y = to_axes.transform(place)
-        for box, shift, side in _label_places(x, y, len(single.name)):
-            if not any(box.meets(other) for other in taken) and not box.holds(curve):
-                _note(axes, single.name, place, shift, color=MUTED, fontsize=8, ha=side)
-                taken.append(box)
-                break
-
-
-class _Box(NamedTuple):
-    """Of a name, in shares of the axes."""
-
-    left: float
-    right: float
-    bottom: float
-
-    def meets(self, other: _Box) -> bool:
-        apart = self.right < other.left or other.right < self.left
-        return not apart and abs(self.bottom - other.bottom) <= LINE
-
-    def holds(self, points: Any) -> bool:
-        x, y = points.T
-        inside = (x > self.left) & (x < self.right) & (y > self.bottom) & (y < self.bottom + LINE)
-        return bool(inside.any())
-
-
-def _label_places(
-    x: float, y: float, letters: int
-) -> Iterator[tuple[_Box, tuple[int, int], Literal["left", "right"]]]:
-    """Yield where a name may stand by its model at (x, y), with its shift in points."""
-    width = LETTER * letters
-    below, above = y - LINE, y + LINE / 4
-    yield _Box(x, x + width, below), (4, -11), "left"
-    yield _Box(x - width, x, above), (-5, 4), "right"
-    yield _Box(x, x + width, above), (4, 4), "left"
-    yield _Box(x - width, x, below), (-5, -11), "right"
 
 
 def _limits(axes: Axes, trade: Trade) -> None:
