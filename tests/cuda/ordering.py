@@ -117,6 +117,19 @@ def _frames_on_the_device(world: World, seed: int) -> Iterator[str]:
             yield from _faults(driver)
 
 
+def _rows_of_frames_on_the_device(world: World, seed: int) -> Iterator[str]:
+    """A drift guard copies some frames, which are filled late."""
+    for kind in (Interface, DlPack):
+        with _gpu(seed) as driver:
+            with _load(world, "graph") as cascade:
+                frames = world.batches[0]
+                array, rows = kind(driver, frames), np.array([0, len(frames) - 1])
+                if not np.array_equal(cascade.copy_rows(array, rows), frames[rows]):
+                    yield "the rows are others"
+                array.free()
+            yield from _faults(driver)
+
+
 def _logits_beside_a_batch(world: World, seed: int) -> Iterator[str]:
     """The logits of one frame are asked for while a batch is under way."""
     with _gpu(seed) as driver:
@@ -237,6 +250,7 @@ CASES: tuple[Case, ...] = (
     _late_results,
     _logits_beside_a_batch,
     _frames_on_the_device,
+    _rows_of_frames_on_the_device,
     _closing_with_batches_under_way,
     _a_batch_that_fails,
     _a_wait_that_fails,
