@@ -65,12 +65,7 @@ class Design:
     @property
     def draws(self) -> tuple[int, ...]:
         """The numbers of steps that a training draws from; one, where it draws none."""
-        return self.smaller if self.training == "step-randomised" else (self.steps,)
-
-    @property
-    def smaller(self) -> tuple[int, ...]:
-        """Numbers of steps worth asking for, ascending to that of the large model."""
-        return tuple(sorted({max(1, round(self.steps * share)) for share in _SHARES}))
+        return shares(self.steps) if self.training == "step-randomised" else (self.steps,)
 
     def dedicated(self, steps: int) -> Design:
         """Return the control: a network that is trained with so many steps and no others."""
@@ -128,6 +123,11 @@ class Design:
 
         ends = (block(), block()) if self.partly else None
         return SharedDepth(stem, block(), head, steps=self.steps, time=self.time, ends=ends)
+
+
+def shares(steps: int) -> tuple[int, ...]:
+    """Return numbers of steps worth asking for, ascending to the given one."""
+    return tuple(sorted({max(1, round(steps * share)) for share in _SHARES}))
 
 
 class _Embedding(nn.Module):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from rich.progress import Progress
+from torch import Tensor
 
 from savers.dataset import (
     DEFAULT_FOLDER,
@@ -19,12 +20,14 @@ from savers.dataset import (
 from savers.depth_design import Design
 from savers.depth_export import Pictures, write_cascade
 from savers.depth_network import SharedDepth
-from savers.depth_training import Build, Study, accuracy
+from savers.depth_training import Build, Lesson, Study, accuracy
 from savers.digits import CLASSES, SIDE, read_digits
 from savers.recipe import Recipe
 from savers.text import perplexity, read_topics, sequences
 from savers.views import MEAN, STD, Images
+from savers.workshop import Trained, Workshop, write_model
 
+TEACHER = "large"
 PATCH = 4
 """Of digits, whose images then are four tokens."""
 
@@ -52,12 +55,19 @@ def digits_network(design: Design) -> SharedDepth:
 
 @dataclass(frozen=True)
 class ImageTask:
-    """Pictures, the network for them, how it is trained, and what it is scored on."""
+    """Pictures, the network for them, how it is trained, and what it is scored on.
+
+    Attributes
+    ----------
+    teacher
+        Logits ``f32 [n, K]`` over the training images, or None.
+    """
 
     pictures: Pictures
     build: Build
     recipe: Recipe
     scored: Split
+    teacher: Tensor | None = None
 
     def examples(self, split: Split) -> Images:
         """Return a split as the network reads it."""
@@ -66,11 +76,11 @@ class ImageTask:
     def study(self, work: Path, progress: Progress) -> Study:
         """Return the task with a place for checkpoints."""
         scored = self.examples(self.scored)
+        taught = "" if self.teacher is None else f", from {TEACHER}"
         return Study(
-            self.pictures.name,
+            self.pictures.name + taught,
             self.build,
-            self.examples(self.pictures.train),
-            self.recipe,
+            Lesson(self.examples(self.pictures.train), self.recipe, self.teacher),
             lambda network: accuracy(network, scored),
             work,
             progress,
@@ -115,6 +125,37 @@ def _fashion(folder: Path, epochs: int | None, seed: int) -> ImageTask:
     )
 
 
+def pupil_task(pool: Path, task: ImageTask, work: Path, progress: Progress) -> ImageTask:
+    """Return a task of Fashion-MNIST whose network learns from the pool's model ``large``.
+
+    Raises
+    ------
+    InputError
+        When the pool has no such model, or not by its present recipe.
+    """
+    answers = Workshop(task.pictures.train, work, pool, 1, progress).answers(TEACHER)
+    return replace(
+        task, recipe=replace(task.recipe, teacher_weight=0.9, temperature=4.0), teacher=answers
+    )
+
+
+def publish_steps(
+    network: SharedDepth, steps: tuple[int, ...], out: Path, design: Design, recipe: Recipe
+) -> list[str]:
+    """Write a network of 28x28 images to a pool, once for each number of steps; return the names.
+
+    Each ONNX file holds all weights. The search takes it for a model of its own.
+    """
+    names = []
+    for count in steps:
+        end = "-alone" if design.steps == count and design.training == "plain" else ""
+        name = f"depth-{design.width}-{count}{end}"
+        described = {"method": "shared depth", "asked": count, **asdict(design), **asdict(recipe)}
+        write_model(Trained(name, network.at(count), None), out, recipe=described, seed=recipe.seed)
+        names.append(name)
+    return names
+
+
 def text_study(
     file: Path | None, *, tokens: int, epochs: int, seed: int, work: Path, progress: Progress
 ) -> Study:
@@ -140,8 +181,7 @@ def text_study(
     return Study(
         f"text, {tokens} tokens",
         lambda design: design.text(tokens),
-        sequences(text.train, tokens),
-        recipe,
+        Lesson(sequences(text.train, tokens), recipe),
         lambda network: perplexity(network, held_out),
         work,
         progress,

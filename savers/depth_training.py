@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from rich.progress import Progress
+from torch import Tensor
 
-from savers.depth_design import Design
+from savers.depth_design import Design, shares
 from savers.depth_network import SharedDepth
 from savers.display import epochs_shown
 from savers.distil import Epoch, Trainer, predict
@@ -24,11 +25,18 @@ Build = Callable[[Design], SharedDepth]
 Score = Callable[[SharedDepth], float]
 
 
+class Lesson(NamedTuple):
+    """What a network learns from; ``teacher`` is logits ``f32 [n, K]`` over all examples."""
+
+    examples: Examples
+    recipe: Recipe
+    teacher: Tensor | None = None
+
+
 def fit(
     build: Build,
     design: Design,
-    examples: Examples,
-    recipe: Recipe,
+    lesson: Lesson,
     *,
     kept: Path | None = None,
     report: Callable[[Epoch], None] = lambda epoch: None,
@@ -40,9 +48,11 @@ def fit(
     InputError
         When the checkpoint is damaged or of another recipe or network.
     """
+    examples, recipe, teacher = lesson
     torch.manual_seed(recipe.seed)
     network = build(design)
-    Trainer(network, examples, recipe, vary=design.vary(network)).run(kept, report)
+    trainer = Trainer(network, examples, recipe, teacher=teacher, vary=design.vary(network))
+    trainer.run(kept, report)
     return network
 
 
@@ -77,8 +87,7 @@ class Study:
 
     task: str
     build: Build
-    examples: Examples
-    recipe: Recipe
+    lesson: Lesson
     score: Score
     work: Path
     progress: Progress
@@ -92,32 +101,25 @@ class Study:
             When the checkpoint is damaged or of another recipe.
         """
         name = f"{design.training}, {design.steps} steps"
-        return fit(
-            self.build,
-            design,
-            self.examples,
-            self.recipe,
-            kept=self.checkpoint(design),
-            report=epochs_shown(self.progress, name, self.recipe.epochs),
-        )
+        report = epochs_shown(self.progress, name, self.lesson.recipe.epochs)
+        return fit(self.build, design, self.lesson, kept=self.checkpoint(design), report=report)
 
     def checkpoint(self, design: Design) -> Path:
         """Return where the training of a design keeps its state."""
         text = json.dumps([self.task, asdict(design)], sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        name = f"{design.training}-{design.steps}-seed-{self.recipe.seed}-{digest}"
+        name = f"{design.training}-{design.steps}-seed-{self.lesson.recipe.seed}-{digest}"
         return self.work / f"{name}.ckpt"
 
-    def rows(self, network: SharedDepth, design: Design, steps: int) -> list[Row]:
+    def rows(self, network: SharedDepth, control: SharedDepth) -> list[Row]:
         """Return what a network scores with fewer and fewer steps, and the control beside it.
 
         Parameters
         ----------
-        steps
-            N of the saver. The control is a network trained with so many steps and no others, each
-            of size 1, by the same recipe.
+        control
+            A network that was trained with its number of steps and no others.
         """
-        counts = sorted({*design.smaller, design.steps, steps}, reverse=True)
+        counts = {*shares(network.steps), network.steps, control.steps}
         rows = [Row(count, False, self.score(network.at(count))) for count in counts]
-        alone = self.train(design.dedicated(steps))
-        return [*rows, Row(steps, True, self.score(alone))]
+        rows.sort(reverse=True)
+        return [*rows, Row(control.steps, True, self.score(control))]

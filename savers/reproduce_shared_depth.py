@@ -14,7 +14,7 @@ import numpy.typing as npt
 from savers.depth_design import TRAININGS, Design, Training
 from savers.depth_network import SharedDepth, euler_errors
 from savers.depth_tasks import digits_network, digits_recipe
-from savers.depth_training import fit
+from savers.depth_training import Lesson, fit
 from savers.digits import SIDE, Digits, read_digits
 from savers.display import epochs_shown
 from savers.experiment import Experiment, Figures, Request, right
@@ -132,8 +132,7 @@ def _fit(planned: Design, digits: Digits, seed: int, request: Request) -> Shared
     return fit(
         digits_network,
         planned,
-        digits.examples(digits.train, recipe),
-        recipe,
+        Lesson(digits.examples(digits.train, recipe), recipe),
         report=epochs_shown(request.progress, name, recipe.epochs),
     )
 

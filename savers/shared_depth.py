@@ -100,7 +100,7 @@ def images(
     with progress_bar() as progress:
         study = task.study(options["work"], progress)
         network = study.train(design)
-        rows = study.rows(network, design, steps)
+        rows = study.rows(network, study.train(design.dedicated(steps)))
     from savers.depth_export import write_cascade
 
     written = write_cascade(network, task.pictures, (steps, design.steps), out)
@@ -138,11 +138,50 @@ def text(file: Path | None, tokens: int, epochs: int, as_json: bool, **options: 
             work=options["work"],
             progress=progress,
         )
-        rows = study.rows(study.train(design), design, steps)
+        rows = study.rows(study.train(design), study.train(design.dedicated(steps)))
     if as_json:
         click.echo(_as_json(design, rows, measure="perplexity per byte"))
     else:
         click.echo(_table(rows, design, "perplexity per byte", lambda score: f"{score:.3f}"))
+
+
+@main.command(cls=Command)
+@click.option("--folder", type=_FILE, help="With the four idx .gz files of Fashion-MNIST.")
+@click.option("--epochs", type=click.IntRange(1), default=24, show_default=True)
+@click.option(
+    "--out",
+    type=_FILE,
+    default=Path("zoo/fashion"),
+    show_default=True,
+    help="Bundle folder: the teacher is read from its models/, and ours are written there.",
+)
+@_designed(width=64, heads=4, hidden=128)
+def pool(folder: Path | None, epochs: int, out: Path, as_json: bool, **options: Any) -> None:
+    """Train on Fashion-MNIST for the search: a model with a card for each of both step numbers.
+
+    Networks learn from the pool's model large, as its others do. The control, trained for the
+    saver's steps alone, becomes a model too. Scores are of the selection split.
+
+    \b
+    Example
+      python -m savers.shared_depth pool --out /tmp/pool
+    """
+    design, steps = _design(options), options["steps"]
+    from savers.depth_tasks import image_task, publish_steps, pupil_task
+
+    task = image_task("fashion", folder, epochs=epochs, seed=options["seed"])
+    with progress_bar() as progress:
+        task = pupil_task(out, task, options["work"], progress)
+        study = task.study(options["work"], progress)
+        network, control = study.train(design), study.train(design.dedicated(steps))
+        rows = study.rows(network, control)
+    names = publish_steps(network, (steps, design.steps), out, design, task.recipe)
+    names += publish_steps(control, (steps,), out, design.dedicated(steps), task.recipe)
+    if as_json:
+        click.echo(_as_json(design, rows, measure="accuracy", models=names))
+        return
+    click.echo(_table(rows, design, "accuracy", lambda score: f"{100 * score:.2f} %"))
+    click.echo(f"{out / 'models'}: {', '.join(names)}")
 
 
 @main.command(cls=Command)

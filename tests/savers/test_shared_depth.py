@@ -183,12 +183,13 @@ def test_patches_tile_the_image(design):
 @pytest.mark.parametrize("trained", [False, True], ids=["random field", "trained field"])
 def test_halved_steps_halve_the_error(design, digits, recipe, trained):
     from savers.depth_network import euler_errors
-    from savers.depth_training import fit
+    from savers.depth_tasks import digits_network
+    from savers.depth_training import Lesson, fit
 
     design = dataclasses.replace(design, training="small-step", steps=12)
     examples = digits.examples(digits.train, recipe)
     recipe = recipe if trained else dataclasses.replace(recipe, epochs=0)
-    network = fit(lambda design: design.images(8, classes=10, patch=4), design, examples, recipe)
+    network = fit(digits_network, design, Lesson(examples, recipe))
     errors = euler_errors(network, pixels(digits, 40), (6, 12, 24))
     for coarse, fine in pairwise(errors):
         assert 1.6 <= coarse / fine <= 2.4
@@ -210,7 +211,7 @@ def test_a_language_model_looks_at_no_later_token(design):
 
 def test_training_goes_on_as_if_never_stopped(design, digits, recipe, tmp_path):
     from savers.depth_tasks import digits_network
-    from savers.depth_training import fit
+    from savers.depth_training import Lesson, fit
 
     class Stop(Exception):
         pass
@@ -219,24 +220,25 @@ def test_training_goes_on_as_if_never_stopped(design, digits, recipe, tmp_path):
         raise Stop
 
     examples = digits.examples(digits.train, recipe)
-    whole = fit(digits_network, design, examples, recipe)
+    lesson = Lesson(examples, recipe)
+    whole = fit(digits_network, design, lesson)
     kept = tmp_path / "a.ckpt"
     with pytest.raises(Stop):
-        fit(digits_network, design, examples, recipe, kept=kept, report=stop)
-    resumed = fit(digits_network, design, examples, recipe, kept=kept)
+        fit(digits_network, design, lesson, kept=kept, report=stop)
+    resumed = fit(digits_network, design, lesson, kept=kept)
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         np.testing.assert_array_equal(a.detach().numpy(), b.detach().numpy())
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(design, digits, recipe, tmp_path):
     from savers.depth_tasks import digits_network
-    from savers.depth_training import fit
+    from savers.depth_training import Lesson, fit
 
     examples, kept = digits.examples(digits.train, recipe), tmp_path / "a.ckpt"
     once = dataclasses.replace(recipe, epochs=1)
-    fit(digits_network, design, examples, once, kept=kept)
+    fit(digits_network, design, Lesson(examples, once), kept=kept)
     with pytest.raises(InputError, match=r"a\.ckpt: expected a checkpoint of this recipe"):
-        fit(digits_network, design, examples, recipe, kept=kept)
+        fit(digits_network, design, Lesson(examples, recipe), kept=kept)
 
 
 def test_designs_have_checkpoints_of_their_own(design, tmp_path):
@@ -317,6 +319,29 @@ def test_macs_are_those_that_the_bundle_counts(network, bundle):
     stages = load_bundle(bundle).spec.stages
     found = [count_macs(network.at(steps), (1, 8, 8)) for steps in STEPS]
     assert found == [stage.macs for stage in stages]
+
+
+def test_a_pool_gets_a_model_with_a_card_for_each_number_of_steps(design, tmp_path):
+    import torch
+
+    from calibration.pool import load_pool
+    from savers.depth_tasks import digits_recipe, publish_steps
+
+    torch.manual_seed(4)
+    network, alone = design.images(28, classes=10), design.dedicated(2)
+    (tmp_path / "models").mkdir()
+    names = publish_steps(network, (2, 6), tmp_path, design, digits_recipe(7))
+    names += publish_steps(alone.images(28, classes=10), (2,), tmp_path, alone, digits_recipe(7))
+    assert names == ["depth-12-2", "depth-12-6", "depth-12-2-alone"]
+    cards = load_pool(tmp_path / "models")
+    assert set(cards) == set(names)
+    assert {card.parameters for card in cards.values()} == {cards["depth-12-2"].parameters}
+    assert cards["depth-12-2"].macs == cards["depth-12-2-alone"].macs < cards["depth-12-6"].macs
+    inputs = torch.from_numpy(np.random.default_rng(0).normal(size=(5, 1, 28, 28))).float()
+    for steps in (2, 6):
+        model = HostModel(tmp_path / "models" / f"depth-12-{steps}.onnx", threads=1)
+        found = model.run({"input": inputs.numpy()})["logits"]
+        np.testing.assert_allclose(found, logits(network.at(steps), inputs), atol=1e-4)
 
 
 def test_a_text_is_cut_into_windows_and_the_bytes_after_them():
