@@ -54,7 +54,7 @@ class Request:
 
 @click.command(
     cls=Command,
-    epilog="Example: python -m calibration.reproduce zoo/fashion --large large --large resnet-16 "
+    epilog="Example: python -m calibration.reproduce zoo/fashion --large large --large resnet-24 "
     "--costs costs.json --write docs/tinysaver.md",
 )
 @click.argument("bundle", type=_PATH)
