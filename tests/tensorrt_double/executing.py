@@ -9,15 +9,10 @@ run before a capture. Failure is None or False, and a line in the log.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import json
 from collections.abc import Callable
 from typing import Any
-
-import numpy as np
-import onnx
-import onnxruntime as ort
 
 from tests.cuda_cpu.emulation import Span
 from tests.cuda_double.api_modules import enqueue_engine
@@ -28,18 +23,11 @@ from tests.tensorrt_double.building import log
 from tests.tensorrt_double.configuring import RuntimeCache, RuntimeConfig
 from tests.tensorrt_double.double import Module, Record
 from tests.tensorrt_double.plan_content import PlanContent
+from tests.tensorrt_double.running import TYPES, layer_names, run_model, session, span
 
 _ALIGNMENT = 256
 _VERBOSITIES = ("NONE", "LAYER_NAMES_ONLY", "DETAILED")
 _STATE_BYTES = 256
-_TYPES = {
-    "tensor(float)": ("FLOAT", np.float32),
-    "tensor(float16)": ("HALF", np.float16),
-    "tensor(uint8)": ("UINT8", np.uint8),
-    "tensor(int32)": ("INT32", np.int32),
-    "tensor(int64)": ("INT64", np.int64),
-    "tensor(double)": ("DOUBLE", np.float64),
-}
 
 
 class Library:
@@ -154,7 +142,7 @@ class Engine:
 
     def get_tensor_dtype(self, name: str) -> Any:
         """Return its type."""
-        kind, _ = _TYPES[self.tensors[name].type]
+        kind, _ = TYPES[self.tensors[name].type]
         return self.library.module.real("DataType").__members__[kind]
 
     def get_tensor_shape(self, name: str) -> Any:
@@ -314,9 +302,9 @@ class ExecutionContext:
             return self._fail("enqueueV3: a run that reports to a profiler cannot be captured")
         self._has_run.add((batch,))
         self._compile(f"{engine.plan.name} at {batch}")
-        used = [Span(*_span(*self._scratch)), Span(self._state.start, self._state.stop)]
+        used = [span(*self._scratch), Span(self._state.start, self._state.stop)]
         # It must not keep the context alive: that is the caller's business.
-        run = functools.partial(_run, engine.session, batch, dict(self._addresses), used)
+        run = functools.partial(run_model, engine.session, batch, dict(self._addresses), used)
         name, kinds = f"{engine.plan.name} at {batch}", engine.plan.captured_as
         if enqueue_engine(driver, stream_handle, name, run, captured_as=kinds):
             return self._fail("enqueueV3: CUDA failure")
@@ -351,42 +339,6 @@ class ExecutionContext:
         return False
 
 
-def _run(
-    model: ort.InferenceSession, batch: int, addresses: dict[str, int], used: list[Span]
-) -> Touched:
-    """Run a model on tensors in memory; ``used`` is what it writes besides."""
-    feeds, reads = {}, []
-    for item in model.get_inputs():
-        feeds[item.name], part = _view(addresses[item.name], item, batch)
-        reads.append(part)
-    scratch, _ = used
-    ctypes.memset(scratch.start, 0x5A, scratch.stop - scratch.start)
-    writes = list(used)
-    for item, result in zip(model.get_outputs(), model.run(None, feeds), strict=True):
-        array, part = _view(addresses[item.name], item, batch)
-        array[...] = result
-        writes.append(part)
-    return Touched(reads, writes)
-
-
-@functools.cache
-def layer_names(model: bytes, verbosity: str) -> list[str]:
-    """Return the layers that a profiler hears of: the model's nodes, by number if not by name."""
-    nodes = onnx.load_from_string(model).graph.node
-    if verbosity == "NONE":
-        return [str(number) for number in range(len(nodes))]
-    return [node.name or f"{node.op_type} {node.output[0]}" for node in nodes]
-
-
-@functools.cache
-def session(onnx: bytes, threads: int) -> ort.InferenceSession:
-    """Return a session for a model; all engines of it share one."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
-
-
 def make_module(
     real: Any, driver: Callable[[], Driver], *, record: Record, threads: int = 2
 ) -> Module:
@@ -396,16 +348,3 @@ def make_module(
     library.module = Module(real, behaviours, {}, record)
     library.module.library = library
     return library.module
-
-
-def _span(start: int, nbytes: int) -> tuple[int, int]:
-    return start, start + nbytes
-
-
-def _view(address: int, item: Any, batch: int) -> tuple[np.ndarray, Span]:
-    """Return a tensor in memory, and its bytes."""
-    _, kind = _TYPES[item.type]
-    shape = (batch, *item.shape[1:])
-    nbytes = int(np.prod(shape)) * np.dtype(kind).itemsize
-    buffer = (ctypes.c_char * nbytes).from_address(address)
-    return np.frombuffer(buffer, kind).reshape(shape), Span(address, address + nbytes)
