@@ -65,6 +65,18 @@ def test_the_certified_computation_is_certified(content):
     assert state_of(content) == "certified"
 
 
+def test_other_weights_beside_the_same_onnx_file_are_not_certified(content):
+    form = content["stages"][1]["forms"]["fp32"]
+    form.update(external_data=["w.bin"], external_sha256=[DATA_SHA])
+    assert state_of(content) == "not certified"
+    spec = CascadeSpec.model_validate_json(json.dumps(content))
+    certified = content["settings"][KEY]["certificate"]["covers"]["stages"]
+    certified[1]["model_sha256"] = spec.stages[1].forms["fp32"].digest
+    assert state_of(content) == "certified"
+    form["external_sha256"] = [DATA_SHA[::-1]]
+    assert state_of(content) == "not certified"
+
+
 def test_another_engine_is_transferred(content):
     assert state_of(content, engine="tensorrt") == "transferred"
 

@@ -270,7 +270,15 @@ def bundle(network, pictures, tmp_path):
     return write_cascade(network, pictures, STEPS, tmp_path / "bundle").folder
 
 
-def test_stages_are_the_network_with_their_steps_over_one_file_of_weights(network, digits, bundle):
+@pytest.mark.parametrize(("partly", "patch"), [(False, 4), (True, 4), (False, None)])
+def test_stages_are_the_network_with_their_steps_over_one_file_of_weights(
+    design, digits, pictures, tmp_path, partly, patch
+):
+    from savers.depth_export import write_cascade
+
+    design = dataclasses.replace(design, partly=partly)
+    network = design.images(8, classes=10, patch=patch)
+    bundle = write_cascade(network, pictures, STEPS, tmp_path / "bundle").folder
     forms = [stage.forms["fp32"] for stage in load_bundle(bundle).spec.stages]
     assert forms[0].external == forms[1].external
     assert [path.name for path in bundle.rglob("*.bin")] == ["weights.bin"]
@@ -280,7 +288,7 @@ def test_stages_are_the_network_with_their_steps_over_one_file_of_weights(networ
         found = model.run({"input": inputs.numpy()})["logits"]
         np.testing.assert_allclose(found, logits(network.at(steps), inputs), atol=1e-4)
         # The weights are not in the file: what is left grows with the nodes alone.
-        assert (bundle / form.file).stat().st_size < 12_000 * steps
+        assert (bundle / form.file).stat().st_size < 12_000 * (steps + 2 * partly)
 
 
 def test_the_file_of_weights_holds_each_tensor_once(network, bundle):
@@ -304,6 +312,20 @@ def test_the_cascade_runs_both_stages_on_the_same_values(network, digits, bundle
     assert all(small[name].data_ptr() == large[name].data_ptr() for name in small)
     for steps, found in zip(STEPS, executor.stage_logits(frames), strict=True):
         np.testing.assert_allclose(found, logits(network.at(steps), inputs), atol=1e-4)
+
+
+def test_records_name_the_weights_too(digits, bundle, tmp_path):
+    from calibration.recorder import bundle_source, record_all
+    from calibration.records import Data
+
+    opened = load_bundle(bundle)
+    source = bundle_source(opened, ["fp32", "fp32"], threads=1)
+    data = Data("test", digits.test.images[:30], digits.test.labels[:30])
+    done = record_all([source], data, tmp_path / "records")
+    named = [item.record.meta.model_sha256 for item in done]
+    forms = [stage.forms["fp32"] for stage in opened.spec.stages]
+    assert named == [form.digest for form in forms]
+    assert not {*named} & {form.sha256 for form in forms}
 
 
 def test_a_missing_file_of_weights_is_named(bundle):
