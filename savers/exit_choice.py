@@ -23,7 +23,7 @@ from savers.exits import ExitSequence
 
 REST = "rest"
 """Name of the last stage: what is left of the large model."""
-FINALISTS = 5
+FINALISTS = 10
 _EXIT = re.compile(r"exit(\d+)")
 
 Logits = npt.NDArray[np.float32]
