@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ def run(monkeypatch, tmp_path):
 
     import torch
 
-    from savers import kronecker
+    from savers import kronecker, kronecker_model
     from savers.catalogue import ZOO
     from savers.dataset import Split
     from savers.distil import Trainer
@@ -32,7 +34,7 @@ def run(monkeypatch, tmp_path):
 
     images, labels = load_arrays(demo_folder() / "data" / "selection.npz")
     split = Split(images[:600], labels[:600])
-    monkeypatch.setattr(kronecker, "HELD_BACK", 100)
+    monkeypatch.setattr(kronecker_model, "HELD_BACK", 100)
     monkeypatch.setattr(kronecker, "read_fashion_mnist", lambda folder: (split, split))
     monkeypatch.setattr(kronecker, "split_training_images", lambda full: {"train": full})
     recipe = dataclasses.replace(
@@ -73,6 +75,26 @@ def test_a_factored_model_is_written_with_a_card_factored_and_merged(run, tmp_pa
         for name in ("factored", "merged")
     ]
     np.testing.assert_allclose(logits[0]["logits"], logits[1]["logits"], atol=1e-4)
+
+
+def test_an_unknown_model_is_named():
+    from savers import kronecker
+
+    result = CliRunner().invoke(kronecker.main, ["vit-65", "--macs", "1"])
+    assert result.exit_code == 1
+    assert "vit-65: unknown; expected one of teacher, tiny" in result.output
+
+
+@pytest.mark.parametrize("package", ["torch", "scipy"])
+def test_a_missing_package_is_named_with_its_extra(package):
+    program = (
+        f"import sys; sys.modules[{package!r}] = None; sys.argv = ['kronecker', 'a', '--macs', '1']"
+        "; from savers.kronecker import main; main()"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert f"kronecker needs {package}, which is not installed" in result.stderr
+    assert "tinysaver-runtime[train]" in result.stderr and "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(
