@@ -309,7 +309,8 @@ def _forecast_table(recorded: Recorded, result: Forecast) -> Table:
 
 
 def _macs_saved(spec: CascadeSpec, rates: Sequence[float]) -> float:
-    return saved_share([stage.macs for stage in spec.stages], rates)
+    macs = [stage.macs for stage in spec.stages]
+    return saved_share(macs, rates, large=spec.stages[-1].macs_alone)
 
 
 def _saving(certificate: Certificate | None) -> str:

@@ -61,7 +61,7 @@ def build(
         **_ratios(timed),
         "escalation_rate": rates,
         "macs_per_image": _macs(cascade, rates),
-        "macs_saved": _macs_saved(cascade, rates),
+        "macs_saved": _macs_saved(cascade, _macs(cascade, rates)),
         "accuracy_drop": _drop(accuracy, large),
         "agreement_with_large": None if large is None else _mean(accuracy.label == large),
         "split_clock": stages.clock,
@@ -84,7 +84,7 @@ def with_drift_guard(report: Report, cascade: Cascade, share: float | None) -> R
     return {
         **report,
         "macs_per_image": whole,
-        "macs_saved": _ratio(1 - whole / stages[-1].macs),
+        "macs_saved": _macs_saved(cascade, whole),
         "drift_guard": {
             "share": share,
             "shadowed": share * accepted,
@@ -253,10 +253,11 @@ def _certificate(cascade: Cascade) -> Report:
     }
 
 
-def _macs_saved(cascade: Cascade, rates: list[Report]) -> float | None:
-    """Return the share; None where the last stage is only a part of the large model."""
+def _macs_saved(cascade: Cascade, macs: float) -> float | None:
+    """Return the share; None where the last stage is part of a model that nothing is known of."""
     large = cascade.bundle.spec.stages[-1]
-    return _ratio(1 - _macs(cascade, rates) / large.macs) if large.reads_frames else None
+    known = large.reads_frames or large.whole_macs is not None
+    return _ratio(1 - macs / large.macs_alone) if known else None
 
 
 def _ratio(value: float) -> float | None:

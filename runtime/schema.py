@@ -190,6 +190,9 @@ class Stage(Schema):
         Name of the output ``f32 [n, K]``.
     macs
         Multiply-accumulates for one sample.
+    whole_macs
+        Those of the whole model, where this stage is the last part of one whose other parts are
+        stages before it.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -197,12 +200,18 @@ class Stage(Schema):
     inputs: tuple[StageInput, ...] = Field(min_length=1)
     logits: str = "logits"
     macs: int = Field(gt=0)
+    whole_macs: int | None = Field(default=None, gt=0)
     forms: dict[Form, ModelFile] = Field(min_length=1)
 
     @property
     def reads_frames(self) -> bool:
         """Whether it can run on its own, from frames alone."""
         return all(item.source == "frames" for item in self.inputs)
+
+    @property
+    def macs_alone(self) -> int:
+        """Multiply-accumulates of its model for a sample that nothing was computed of before."""
+        return self.whole_macs or self.macs
 
 
 class Gate(Schema):

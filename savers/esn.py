@@ -177,7 +177,7 @@ def main(**options: Any) -> None:
     fewest multiply-accumulates at the claim. Nothing is certified: record a bundle's stages on
     fresh data and certify it with calibration.threshold.
 
-    The large model and the last saver must be convolutional networks with feature maps
+    The large model and the savers must be convolutional networks with feature maps
     [n, channels, height, width] that all ways to the output go through.
     """
     request = Request(**options)

@@ -263,6 +263,7 @@ def _write(folder: Path, network: Network, parts: Parts) -> Stage:
         inputs=network.inputs,
         logits=network.logits,
         macs=sample_macs(network.model),
+        whole_macs=parts.large.card.macs if network.name == REST else None,
         forms={"fp32": file},
     )
 

@@ -33,6 +33,14 @@ def true_rates(points=200):
     return np.exp(-6 * (np.arange(points) + 1) / points)
 
 
+def test_a_part_of_the_large_model_saves_against_the_whole_of_it():
+    """Its last stage costs 300, since stages before it have computed the rest of 1,000."""
+    macs, rates = (10, 700, 300), (0.3, 0.05)
+    assert saved_share(macs, rates, large=1000) == pytest.approx(1 - (10 + 210 + 15) / 1000)
+    found = bounded_saving(certificate(rates), macs, large=1000)
+    assert 0 < found.lower_bound < saved_share(macs, rates, large=1000)
+
+
 def test_the_saved_share_is_that_of_the_large_model():
     assert saved_share(MACS, (0.5, 0.1)) == pytest.approx(1 - (10 + 50 + 100) / 1000)
     assert saved_share(MACS, (1.0, 1.0)) == pytest.approx(-0.11)
