@@ -297,6 +297,16 @@ def test_the_demo_bundle_answers_as_its_models_alone(selection_frames):
     np.testing.assert_allclose(results.confidence[same], confidence[same], atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["fashion", "fashion-four"])
+def test_bundles_of_the_zoo_are_what_was_certified(name, selection_frames):
+    with load(demo_folder().parent / name, batch=32) as cascade:
+        assert cascade.certification.state == "certified"
+        gears = cascade.gears
+        results = cascade.run(selection_frames)
+    assert set(results.stage) == set(range(len(gears[0]) + 1))
+    assert gears[-1] == (1.0,) * len(gears[0])
+
+
 @pytest.fixture
 def selection_frames():
     with np.load(demo_folder() / "data" / "selection.npz") as stored:
