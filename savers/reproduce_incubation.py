@@ -81,12 +81,14 @@ def plan(seed: int, *, quick: bool) -> Plan:
 
 
 def _recipe(epochs: int, seed: int) -> Recipe:
+    # Batch, rate and shift were chosen with seed 100 on 297 training images that were held back.
     return Recipe(
         epochs,
         seed,
-        batch=64,
-        learning_rate=2e-3,
+        batch=32,
+        learning_rate=5e-3,
         weight_decay=0.05,
+        shift=0,
         mirror=False,
         monitor_size=0,
         optimiser="adamw",
