@@ -215,8 +215,10 @@ def test_a_signal_to_a_real_caller_leaves_no_builder(name, tmp_path):
         f"open({str(pid) + '.new'!r}, 'w').write(str(os.getpid())); "
         f"os.rename({str(pid) + '.new'!r}, {str(pid)!r}); time.sleep(60)"
     )
+    # In the background of a shell SIGINT is ignored, and a child inherits that.
     program = f"""
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from engines.build_messages import BuildRequest
 from engines.build_process import run_build
 from tests.engines.test_build_process import Seen

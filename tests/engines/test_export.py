@@ -25,7 +25,8 @@ def session(path):
 
 
 def with_thresholds(bundle, *thresholds):
-    setting = bundle.spec.settings[FORMS].model_copy(update={"thresholds": thresholds})
+    changes = {"thresholds": thresholds, "gears": ()}
+    setting = bundle.spec.settings[FORMS].model_copy(update=changes)
     return Bundle(bundle.folder, bundle.spec.model_copy(update={"settings": {FORMS: setting}}))
 
 
