@@ -12,7 +12,7 @@ from calibration.chains import Pool
 from calibration.costs import Costs
 from calibration.errors import CalibrationError
 from calibration.pool import Card, load_pool
-from calibration.records import Record, load_records, refuse_held_out
+from calibration.records import Record, load_records, refuse_foreign_labels, refuse_held_out
 from kernels import reference
 
 
@@ -88,12 +88,7 @@ def _pool(folder: Path, records: Mapping[str, Record], large: str) -> Pool:
     refuse_held_out(first, use="The search")
     if first.labels is None:
         raise CalibrationError(f"{folder}: the search needs labels, the records have none.")
-    classes = first.logits.shape[1]
-    if first.labels.max() >= classes:
-        raise CalibrationError(
-            f"{folder}: expected labels from 0 to {classes - 1}, one per logit of {large}, got "
-            f"{first.labels.max()}. Record data with the classes that the models know."
-        )
+    refuse_foreign_labels(folder, first)
     return Pool({name: item.logits for name, item in records.items()}, first.labels, large)
 
 

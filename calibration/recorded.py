@@ -14,7 +14,7 @@ from calibration.budget import Attempt, Budget, Outcome, Question
 from calibration.certificates import certify_cascade
 from calibration.errors import CalibrationError, CertificationRefused
 from calibration.provenance import check_unused
-from calibration.records import Data, Labels, Record, load_records
+from calibration.records import Data, Labels, Record, load_records, refuse_foreign_labels
 from calibration.saving import with_saving
 from runtime.bundle import Bundle
 from runtime.schema import (
@@ -160,7 +160,8 @@ def load_recorded(bundle: Bundle, folder: Path, *, label_free: bool = False) -> 
     Raises
     ------
     CalibrationError
-        When they are not of the bundle's models, or lack the score of a learned gate.
+        When they are not of the bundle's models, or lack the score of a learned gate, or labels
+        are none of its classes.
     """
     records = load_records(folder, bundle.spec.stages)
     classes = records[0].logits.shape[1]
@@ -174,6 +175,8 @@ def load_recorded(bundle: Bundle, folder: Path, *, label_free: bool = False) -> 
                 f"{folder}: the record of {record.meta.model} lacks the score of its learned gate. "
                 "Record the bundle again: python -m calibration.record --help"
             )
+    if not label_free:
+        refuse_foreign_labels(folder, records[-1])
     forms = tuple(record.meta.form for record in records)
     return Recorded(bundle, tuple(records), forms, None if label_free else records[0].labels)
 

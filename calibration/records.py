@@ -161,6 +161,23 @@ def refuse_held_out(record: Record, *, use: str) -> None:
         )
 
 
+def refuse_foreign_labels(folder: Path, record: Record) -> None:
+    """Refuse labels that the recorded model has no logit for.
+
+    Raises
+    ------
+    CalibrationError
+        When a label is no class of the model.
+    """
+    classes = record.logits.shape[1]
+    if record.labels is not None and record.labels.max() >= classes:
+        raise CalibrationError(
+            f"{folder}: expected labels from 0 to {classes - 1}, one per logit of "
+            f"{record.meta.model}, got {record.labels.max()}. "
+            "Record data with the classes that the models know."
+        )
+
+
 def load_data(path: Path) -> Data:
     """Read images and labels; the file's name is the split's.
 

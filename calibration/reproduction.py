@@ -20,7 +20,7 @@ from calibration.errors import CalibrationError
 from calibration.oracle import Operating, cheapest_within, pareto_points
 from calibration.paper import PaperScore, paper_score
 from calibration.pool import Card
-from calibration.records import Labels, load_records
+from calibration.records import Labels, load_records, refuse_foreign_labels
 from kernels import reference
 from runtime.schema import Combination, Score, Threshold
 from runtime.simulation import Simulation
@@ -219,11 +219,7 @@ def load_split(cards: Mapping[str, Card], folder: Path) -> Split:
         raise CalibrationError(f"{folder}: expected records of {folder.name}, got of {name}.")
     if labels is None:
         raise CalibrationError(f"{folder}: expected labels, the records have none.")
-    classes = records[0].logits.shape[1]
-    if labels.max() >= classes:
-        raise CalibrationError(
-            f"{folder}: expected labels from 0 to {classes - 1}, got {labels.max()}."
-        )
+    refuse_foreign_labels(folder, records[0])
     logits = {name: record.logits for name, record in zip(cards, records, strict=True)}
     return Split(name, logits, labels)
 

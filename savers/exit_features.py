@@ -177,6 +177,11 @@ class Observer:
     saver, large
         The exits read the last map of the one and all maps of the other.
 
+    Attributes
+    ----------
+    classes
+        How many both models know.
+
     Raises
     ------
     EngineError
@@ -187,6 +192,7 @@ class Observer:
         self._saver = Witness(saver, saver.cuts[-1:], answers=True, threads=threads)
         self._large = Witness(large, large.cuts, answers=False, threads=threads)
         names, classes = zip(*((w.card.name, w.classes) for w in self._witnesses), strict=True)
+        self.classes: int = classes[0]
         if classes[0] != classes[1]:
             raise EngineError(
                 f"{names[0]} knows {classes[0]} classes, {names[1]} {classes[1]}: exits correct "

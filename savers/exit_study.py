@@ -171,7 +171,8 @@ class Study:
         Raises
         ------
         InputError
-            When the two sets of images share one, or have no labels, or kept files do not fit.
+            When the two sets of images share one, or have no labels or labels that are no class of
+            the large model, or kept files do not fit.
         """
         self._check_data()
         trials = self.train()
@@ -188,6 +189,7 @@ class Study:
     def train(self) -> list[Trial]:
         """Return the exits of the grid with their answers on the selection split."""
         observer = Observer(self.models.savers[-1], self.models.large, threads=self.threads)
+        self._check_labels(observer.classes)
         data = self._observe(observer, self.training, self.plan.views)
         unseen = self._observe(observer, self.selection, 1)
         key = observer.key(self.training, self.plan.views)
@@ -246,6 +248,15 @@ class Study:
             self.progress.update(task, advance=1, description=f"{title}, loss {loss:.3f}")
 
         return advance
+
+    def _check_labels(self, classes: int) -> None:
+        large = self.models.large.card.name
+        for data in (self.training, self.selection):
+            if data.labels is not None and data.labels.max() >= classes:
+                raise InputError(
+                    f"{data.name}: expected labels from 0 to {classes - 1}, one per logit of "
+                    f"{large}, got {data.labels.max()}. Give data with its classes."
+                )
 
     def _check_data(self) -> None:
         for data in (self.training, self.selection):

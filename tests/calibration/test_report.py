@@ -254,7 +254,7 @@ def test_labels_outside_the_classes_are_refused(
     with np.load(world.data("selection")) as stored:
         images, labels = stored["images"], stored["labels"] + 1
     np.savez(world.data("selection"), images=images, labels=labels)
-    assert "labels: expected 0 to 2" in report(code=1).stderr
+    assert "expected labels from 0 to 2" in report(code=1).stderr
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -188,6 +188,15 @@ def test_images_without_labels_are_refused(esn, folder):
     assert "chosen: no labels" in result.output
 
 
+@pytest.mark.parametrize("name", ["training", "chosen"])
+def test_labels_outside_the_classes_are_refused(esn, folder, name):
+    images, labels = load_arrays(folder / f"{name}.npz")
+    save(folder / f"{name}.npz", images, np.where(np.arange(len(labels)) == 3, 17, labels))
+    result = esn()
+    assert result.exit_code == 1
+    assert f"{name}: expected labels from 0 to 9, one per logit of middle, got 17" in result.output
+
+
 def test_kept_features_of_another_length_are_refused(esn, folder):
     assert esn("--exits", "1").exit_code == 0
     for path in (folder / "work").glob("features-*.npy"):
