@@ -94,7 +94,10 @@ def load_table(path: Path, cards: Mapping[str, Hashed], *, unit: str, batch: int
     try:
         table = parse_json(path, path.read_text("utf-8"), CostTable)
     except (OSError, UnicodeDecodeError) as error:
-        raise CalibrationError(f"{path}: cannot be read ({error}).") from None
+        raise CalibrationError(
+            f"{path}: cannot be read ({error}). python -m calibration.search --costs FILE writes "
+            "such a file; docs/formats.md has its form."
+        ) from None
     wanted, found = (unit, batch), (table.unit, table.batch)
     if wanted != found:
         raise CalibrationError(

@@ -99,6 +99,8 @@ def main(**options: Any) -> None:
     single models, and our ranking by cost. For reporting only: nothing may be chosen from it.
     """
     request = Request(**options)
+    if request.write:
+        _read_marked(request.write)  # a bad file is told before the work, not after it
     sources = _sources(request)
     larges = request.larges or (sources.bundle.bundle.spec.stages[-1].name,)
     with progress_bar() as progress:
@@ -121,20 +123,29 @@ def write_between(path: Path, text: str) -> None:
     CalibrationError
         When it cannot be read or written, or has not both marks in their order.
     """
-    try:
-        before, mark, rest = path.read_text("utf-8").partition(BEGIN)
-    except (OSError, UnicodeDecodeError) as error:
-        raise CalibrationError(f"{path}: cannot be read ({error}).") from None
-    _, end, after = rest.partition(END)
-    if not (mark and end):
-        raise CalibrationError(
-            f"{path}: expected a line {BEGIN} and below it a line {END}; the tables go between."
-        )
+    before, after = _read_marked(path)
     try:
         with replacing(path) as stream:
             stream.write(f"{before}{BEGIN}\n\n{text}\n{END}{after}".encode())
     except OSError as error:
         raise unwritable(path, error) from None
+
+
+def _read_marked(path: Path) -> tuple[str, str]:
+    """Return what stands before and after the marks of a file."""
+    try:
+        before, mark, rest = path.read_text("utf-8").partition(BEGIN)
+    except (OSError, UnicodeDecodeError) as error:
+        raise CalibrationError(
+            f"{path}: cannot be read ({error}). The tables go into a text file with the lines "
+            f"{BEGIN} and {END}; make one, or leave out --write."
+        ) from None
+    _, end, after = rest.partition(END)
+    if not (mark and end):
+        raise CalibrationError(
+            f"{path}: expected a line {BEGIN} and below it a line {END}; the tables go between."
+        )
+    return before, after
 
 
 def _sources(request: Request) -> Sources:
