@@ -6,16 +6,16 @@ The model stays as it is; nodes that read its logits are added behind it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-from onnx import TensorProto, helper
 
 from engines.errors import UnsupportedModel
-from engines.export_nodes import Nodes
-from engines.onnx_file import OnnxFile, default_opset, read_onnx
+
+if TYPE_CHECKING:
+    from engines.export_nodes import Nodes
+    from engines.onnx_file import OnnxFile
 
 OUTPUT = "score"
 MOST_DISTANCE = 50.0
@@ -67,6 +67,12 @@ def with_score(path: Path, logits: str, head: ScoreHead) -> bytes:
         When the file is damaged, has an opset before 13, keeps weights elsewhere, or has no such
         output, or one of the new one's name already.
     """
+    import onnx
+    from onnx import TensorProto, helper
+
+    from engines.export_nodes import Nodes
+    from engines.onnx_file import read_onnx
+
     file = read_onnx(path)
     opset = _checked_opset(file)
     graph = file.proto.graph
@@ -90,6 +96,8 @@ def with_score(path: Path, logits: str, head: ScoreHead) -> bytes:
 
 
 def _checked_opset(file: OnnxFile) -> int:
+    from engines.onnx_file import default_opset
+
     opset = default_opset(file.proto) or 0
     if file.external or opset < _OLDEST_OPSET:
         found = f"weights in {', '.join(file.external)}" if file.external else f"opset {opset}"

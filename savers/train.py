@@ -12,9 +12,7 @@ from kernels.files import replacing
 from runtime.errors import InputError
 from runtime.session import available_threads
 from runtime.terminal import Command, progress_bar
-from savers.catalogue import ZOO
 from savers.dataset import DEFAULT_FOLDER, Split, read_fashion_mnist, split_training_images
-from savers.workshop import Workshop
 
 
 @click.group()
@@ -67,6 +65,9 @@ def zoo(
       python -m savers.train zoo resnet-8 vit-64 --data ~/fashion-mnist
       nohup nice python -m savers.train zoo 2> training.log &     # a line an epoch
     """
+    from savers.catalogue import ZOO
+    from savers.workshop import Workshop
+
     published = [name for name, model in ZOO.items() if model.published]
     unknown = [name for name in names if name not in published]
     if unknown:

@@ -52,8 +52,6 @@ def test_every_listed_verb_has_its_module(verb: cli.Verb) -> None:
 
 @pytest.mark.parametrize("name", cli.VERBS)
 def test_the_help_of_every_verb_is_well_formed_and_has_an_example(name: str) -> None:
-    if name == "train":
-        pytest.importorskip("torch")
     result = CliRunner().invoke(cli.main, [name, "--help"])
     assert result.exit_code == 0, result.output
     assert "\\b" not in result.output
@@ -92,6 +90,18 @@ def test_a_missing_extra_is_named(
     result = CliRunner().invoke(cli.main, ["fake"])
     assert result.exit_code == 1
     assert "pip install 'tinysaver-runtime[train]'" in result.output
+
+
+def test_modules_of_verbs_can_be_imported_without_any_extra() -> None:
+    # Run as python -m MODULE, only then can they name the extra that is missing.
+    blocked = dict.fromkeys(("torch", "scipy", "sklearn", "matplotlib", "onnx"))
+    modules = [verb.module for name, verb in cli.VERBS.items() if name != "int8"]
+    code = (
+        f"import importlib, sys; sys.modules.update({blocked}); "
+        f"[importlib.import_module(name) for name in {modules}]"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_extras_named_for_missing_modules_exist() -> None:

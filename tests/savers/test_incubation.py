@@ -191,12 +191,12 @@ def job(split, tmp_path, monkeypatch):
     import torch
 
     from runtime.terminal import progress_bar
-    from savers import incubate
+    from savers import incubation_job
 
-    monkeypatch.setitem(incubate.INCUBATIONS, "small", plan("residual"))
-    monkeypatch.setattr(incubate, "HELD_BACK", 32)
+    monkeypatch.setitem(incubation_job.INCUBATIONS, "small", plan("residual"))
+    monkeypatch.setattr(incubation_job, "HELD_BACK", 32)
     answers = torch.zeros(len(split.labels), 10)
-    return incubate.Job.prepared("small", split, answers, tmp_path, progress_bar())
+    return incubation_job.Job.prepared("small", split, answers, tmp_path, progress_bar())
 
 
 def test_meta_model_hybrids_and_assembled_network_are_written_with_cards(job, tmp_path):
