@@ -11,6 +11,7 @@ Fashion-MNIST: Xiao, Rasul, Vollgraf, arXiv 1708.07747, MIT licence.
 from __future__ import annotations
 
 import gzip
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,7 +43,7 @@ PART_SEED = 2403
 
 
 class Split(NamedTuple):
-    """Images ``u8 [n, 28, 28, 1]`` and their labels ``i32 [n]``."""
+    """Images ``u8 [n, h, w, c]``, c 1 or 3, and their labels ``i32 [n]``."""
 
     images: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int32]
@@ -59,6 +60,8 @@ def read_fashion_mnist(folder: Path = DEFAULT_FOLDER) -> tuple[Split, Split]:
     ------
     FileNotFoundError
         When one of the four ``.gz`` files is missing; the message says where to get them.
+    InputError
+        When one is damaged.
     """
     return _read_part(folder, "train"), _read_part(folder, "t10k")
 
@@ -124,6 +127,10 @@ def _read_idx(path: Path, *, header: int) -> npt.NDArray[np.uint8]:
             f"{path}: not found. Install the Debian package dataset-fashion-mnist, "
             "or pass --data FOLDER with the four idx .gz files of Fashion-MNIST."
         ) from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read ({error}). Copy the file again.") from None
+    if len(content) <= header:
+        raise InputError(f"{path}: expected an idx file, got {len(content)} bytes. Copy it again.")
     return np.frombuffer(content, np.uint8, offset=header)
 
 
