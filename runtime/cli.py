@@ -43,6 +43,10 @@ VERBS = {
     "doctor": Verb("runtime.doctor", "Tell what is wrong on this machine, and what mends it."),
     "train": Verb("savers.train", "Train savers and large models."),
     "esn": Verb("savers.esn", "Add exits to a large model between its own blocks."),
+    "kronecker": Verb("savers.kronecker", "Put a model's matrices into Kronecker factors."),
+    "shared-depth": Verb("savers.shared_depth", "Train a saver and a large model of one block."),
+    "incubate": Verb("savers.incubate", "Train a deep model in modules of their own."),
+    "papers": Verb("savers.reproduce", "Repeat the experiments of three papers on digits."),
 }
 
 
