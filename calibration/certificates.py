@@ -60,6 +60,21 @@ class Forecast(NamedTuple):
     escalation_rates: tuple[tuple[float, ...], ...]
     label: str = FORECAST_LABEL
 
+    @property
+    def median(self) -> int:
+        """Place of the median among the quantile levels."""
+        return self.levels.index(0.5)
+
+    @property
+    def median_thresholds(self) -> tuple[Threshold, ...]:
+        """Thresholds at the median."""
+        return self.thresholds[self.median]
+
+    @property
+    def median_rates(self) -> tuple[float, ...]:
+        """Share of all samples that each gate sends on, at the median."""
+        return self.escalation_rates[self.median]
+
 
 class _Walked(NamedTuple):
     """Index of the last point passed, -1 if none, and the drops of the last point tested."""

@@ -97,7 +97,7 @@ def choose_thresholds(
         return Combination(forms, everything, None, "nothing can be promised: all is escalated")
     except ValueError as error:
         raise CalibrationError(f"cascade.json: setting of {'/'.join(forms)}: {error}") from None
-    median = found.thresholds[found.levels.index(0.5)]
+    median = found.median_thresholds
     return Combination(forms, Setting(thresholds=median, path=path), found)
 
 

@@ -150,7 +150,7 @@ def _combinations_table(converted: Converted) -> Table:
 def _rates(item: Combination) -> tuple[float, ...] | None:
     if item.forecast is None:
         return None
-    return item.forecast.escalation_rates[item.forecast.levels.index(0.5)]
+    return item.forecast.median_rates
 
 
 def _next_steps(converted: Converted, written: Path | None) -> Iterator[str]:

@@ -33,24 +33,19 @@ class Estimate(NamedTuple):
         return self.candidate.names
 
     @property
-    def median(self) -> int:
-        """Place of the median among the quantile levels."""
-        return self.forecast.levels.index(0.5)
-
-    @property
     def cost(self) -> float:
         """Cost per sample at the median."""
-        return self.costs[self.median]
+        return self.costs[self.forecast.median]
 
     @property
     def thresholds(self) -> tuple[Threshold, ...]:
         """Thresholds at the median."""
-        return self.forecast.thresholds[self.median]
+        return self.forecast.median_thresholds
 
     @property
     def escalation_rates(self) -> tuple[float, ...]:
         """Share of all samples that each gate sends on, at the median."""
-        return self.forecast.escalation_rates[self.median]
+        return self.forecast.median_rates
 
 
 def rank(
@@ -95,7 +90,7 @@ def _forecast(screen: Screen, candidate: Candidate, draws: int) -> Estimate | No
     except CertificationRefused:
         return None
     costs = screen.costs.cascade(names, np.array(found.escalation_rates))
-    thresholds = found.thresholds[found.levels.index(0.5)]
+    thresholds = found.median_thresholds
     drop = Simulation(logits, pool.labels, **rule).drops(thresholds).mean()
     accuracy = pool.accuracy(pool.large) - float(drop)
     return Estimate(candidate, path, found, tuple(costs.tolist()), accuracy)

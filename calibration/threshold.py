@@ -207,7 +207,7 @@ def _forecast(request: Request) -> None:
     refuse_held_out(recorded.records[0], use="A forecast")
     result = _forecast_recorded(recorded, claim, request)
     if request.write:
-        write_forecast(recorded, result.thresholds[result.levels.index(0.5)])
+        write_forecast(recorded, result.median_thresholds)
     if request.as_json:
         click.echo(json.dumps(result._asdict(), indent=2))
     else:

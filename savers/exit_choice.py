@@ -128,24 +128,19 @@ class Estimate(NamedTuple):
     trial: Trial | None
 
     @property
-    def median(self) -> int:
-        """Place of the median among the quantile levels."""
-        return self.forecast.levels.index(0.5)
-
-    @property
     def cost(self) -> float:
         """Multiply-accumulates per sample at the median."""
-        return self.costs[self.median]
+        return self.costs[self.forecast.median]
 
     @property
     def thresholds(self) -> tuple[Threshold, ...]:
         """Thresholds at the median."""
-        return self.forecast.thresholds[self.median]
+        return self.forecast.median_thresholds
 
     @property
     def accept_rates(self) -> tuple[float, ...]:
         """Share of all samples that each stage answers, at the median."""
-        reached = (1.0, *self.forecast.escalation_rates[self.median], 0.0)
+        reached = (1.0, *self.forecast.median_rates, 0.0)
         return tuple(here - on for here, on in pairwise(reached))
 
 
@@ -213,7 +208,7 @@ class Question:
         except CertificationRefused:
             return None
         costs = self.costs(trial).cascade(names, np.array(made.escalation_rates))
-        thresholds = made.thresholds[made.levels.index(0.5)]
+        thresholds = made.median_thresholds
         drop = float(Simulation(logits, self.labels).drops(thresholds).mean())
         return Estimate(names, path, made, tuple(costs.tolist()), drop, trial)
 
