@@ -144,9 +144,15 @@ def _ranking(found: Found) -> Table:
 def _verdict(found: Found) -> Iterator[str]:
     large = found.selection.pool.large
     if not found.paying:
+        tried = len(found.ranking)
+        why = (
+            f"of {tried} cascades none is expected to cost less than {large} alone"
+            if tried
+            else f"there is no cascade to compare with {large} alone"
+        )
         yield (
-            f"No saver pays here: of {len(found.ranking)} cascades none is expected to cost less "
-            f"than {large} alone. Use it alone, or add cheaper or more accurate savers to the pool."
+            f"No saver pays here: {why}. Use it alone, or add cheaper or more accurate savers to "
+            "the pool."
         )
         return
     best = found.paying[0]
