@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.resources
 import json
 import os
 from collections.abc import Iterator
@@ -87,7 +86,8 @@ class Bundle:
 
 def demo_folder() -> Path:
     """Return the folder of the bundle that comes with the package, ``zoo/fashion``."""
-    return Path(str(importlib.resources.files("zoo"))) / "fashion"
+    # Not by import: a folder zoo in the working directory could be taken for the package.
+    return Path(__file__).resolve().parent.parent / "zoo" / "fashion"
 
 
 def load_bundle(folder: str | os.PathLike[str]) -> Bundle:

@@ -1,1 +1,1 @@
-"""Demo bundles: data, no code. Find them with ``importlib.resources.files("zoo")``."""
+"""Demo bundles: data, no code. `runtime.bundle.demo_folder` finds them."""
