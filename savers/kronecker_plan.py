@@ -66,10 +66,18 @@ def plan_network(
     Raises
     ------
     InputError
-        When a module is not there or cannot be factored, or nothing fits the budget.
+        When a module is not there or cannot be factored, or nothing fits the budget, or
+        the network does so dense.
     """
     matrices = _matrices(network, list(names), shape if budget.macs is not None else None)
     total = count_macs(network, shape) if budget.macs is not None else 0
+    dense = parameters_with(network, {})
+    size = f"{dense} parameters" + (f" and {total} multiply-accumulates" if total else "")
+    if _fits(dense, total, budget):
+        raise InputError(
+            f"budget of {_text(budget)}: the network is within it as it is, with {size}. "
+            "Lower the budget."
+        )
     for share in SHARES:
         proposals = {item.name: item.proposal(share, budget) for item in matrices}
         plan = {name: found for name, found in proposals.items() if found is not None}
@@ -78,9 +86,7 @@ def plan_network(
             return plan
     raise InputError(
         f"budget of {_text(budget)}: cannot be met by factoring {', '.join(names)}. The network "
-        f"has {parameters_with(network, {})} parameters"
-        + (f" and {total} multiply-accumulates." if total else ".")
-        + " Raise the budget, or factor more of it."
+        f"has {size}. Raise the budget, or factor more of it."
     )
 
 

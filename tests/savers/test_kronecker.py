@@ -241,6 +241,14 @@ def test_a_budget_below_the_rest_of_the_network_is_refused():
         plan_network(NETWORKS["vit-64"](), ["5.network.1"], Budget(parameters=5_000))
 
 
+def test_a_budget_that_needs_no_factors_is_refused():
+    from savers.kronecker_plan import Budget, plan_network
+    from savers.networks import NETWORKS
+
+    with pytest.raises(InputError, match="9000000 multiply-accumulates: the network is within it"):
+        plan_network(NETWORKS["vit-64"](), ["5.network.1"], Budget(macs=9_000_000))
+
+
 def test_modules_that_cannot_be_factored_are_named_with_what_can():
     from torch import nn
 
