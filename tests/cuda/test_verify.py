@@ -2,45 +2,27 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import hashlib
 import json
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from kernels import ops
 from runtime import Cascade, bench, kernel_check, run, selfcheck, verify
 from runtime.bundle import load_bundle, save_spec
-from runtime.cuda import CudaDevice
 from runtime.devices import GpuOptions
 from runtime.errors import DeviceError, PlanError
 from runtime.gpu_modes import Launcher
 from runtime.gpu_slot import Slot
 from runtime.schema import Golden
 from tests.cuda import bundles
-from tests.cuda_double.driver import Driver
-from tests.cuda_double.kernels import Kernels
 from tests.cuda_double.plans import write_plans
-from tests.cuda_double.shim import shim
-from tests.kernels.every_kernel import kernel_names
 
 BATCH = 8
-DOCS = Path(__file__).parents[2] / "docs"
-EXAMPLE = DOCS / "formats" / "verify.json"
-CHECKLIST = DOCS / "gpu-checklist.md"
-
-
-@pytest.fixture
-def device(gpu):
-    gpu()
-    opened = CudaDevice()
-    yield opened
-    opened.close()
+EXAMPLE = Path(__file__).parents[2] / "docs" / "formats" / "verify.json"
 
 
 @pytest.fixture
@@ -101,63 +83,6 @@ def load(folder, mode=None, **options):
 def invoke(folder, *options):
     arguments = [folder, "--batch", BATCH, *options]
     return CliRunner().invoke(verify.main, list(map(str, arguments)))
-
-
-# Kernels
-
-
-def test_every_kernel_is_checked_and_right(device):
-    checks = list(kernel_check.check_kernels(device))
-    assert sorted(check.name for check in checks) == sorted(kernel_names() - {"select_bucket"})
-    assert [check for check in checks if check.wrong] == []
-    assert f"{len(checks)} kernels" in CHECKLIST.read_text()
-
-
-class Spoilt(Kernels):
-    """Kernels after which a bit is turned over in every byte that they wrote."""
-
-    def launch(self, kernel, grid, arguments):
-        touched, conditionals = super().launch(kernel, grid, arguments)
-        for part in touched.writes:
-            content = (ctypes.c_ubyte * (part.stop - part.start)).from_address(part.start)
-            np.frombuffer(content, np.uint8)[...] ^= 0x20
-        return touched, conditionals
-
-
-def test_no_kernel_passes_that_writes_something_else():
-    driver = Driver(Spoilt())
-    shim().use(driver)
-    try:
-        opened = CudaDevice()
-        passed = [check.name for check in kernel_check.check_kernels(opened) if not check.wrong]
-        opened.close()
-    finally:
-        shim().use(None)
-    assert passed == []
-
-
-@pytest.mark.parametrize("name", [field.name for field in fields(ops.GateOutputs)])
-def test_every_output_of_a_gate_is_compared(name, device, monkeypatch):
-    outputs = []
-
-    def remember(inputs, written, *others, original=ops.gate, **options):
-        outputs.append(written)
-        return original(inputs, written, *others, **options)
-
-    def spoilt(memory, array, original=kernel_check.Memory.get):
-        values = original(memory, array)
-        if array == getattr(outputs[-1], name):
-            values[values != kernel_check._UNTOUCHED] += 1
-        return values
-
-    monkeypatch.setattr(ops, "gate", remember)
-    device.load("gate")
-    with device.active():
-        memory = kernel_check.Memory(device)
-        assert kernel_check.check_gate(memory, "max_softmax", np.float32, 10).wrong == 0
-        monkeypatch.setattr(kernel_check.Memory, "get", spoilt)
-        assert kernel_check.check_gate(memory, "max_softmax", np.float32, 10).wrong > 0
-        memory.close()
 
 
 def test_a_kernel_that_fails_refuses_the_gpu(folder, cache, monkeypatch):
