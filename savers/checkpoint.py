@@ -36,7 +36,7 @@ def load(path: Path, recipe: Recipe) -> dict[str, Any]:
         When the file is damaged or of another recipe.
     """
     try:
-        state = cast(dict[str, Any], torch.load(path, weights_only=True))
+        state = cast(dict[str, Any], torch.load(path, map_location="cpu", weights_only=True))
     except (RuntimeError, EOFError, pickle.UnpicklingError):
         raise InputError(
             f"{path}: expected a checkpoint of a training, got a file that is damaged or something "

@@ -77,8 +77,10 @@ class Design:
             return lambda rng: None
         return partial(network.draw, choices=self.draws)
 
-    def images(self, side: int, *, classes: int, patch: int | None = None) -> SharedDepth:
-        """Return a classifier of grey images ``f32 [n, 1, side, side]``.
+    def images(
+        self, side: int, *, classes: int, patch: int | None = None, channels: int = 1
+    ) -> SharedDepth:
+        """Return a classifier of images ``f32 [n, channels, side, side]``.
 
         Parameters
         ----------
@@ -95,7 +97,7 @@ class Design:
         if patch and places * patch != side:
             raise InputError(f"patch {patch}: expected a divisor of the image's side, {side}.")
         tokens = places**2
-        stem = nn.Sequential(*self._stem(patch), Tokens(tokens, self.width))
+        stem = nn.Sequential(*self._stem(patch, channels), Tokens(tokens, self.width))
         head = nn.Sequential(
             nn.LayerNorm(self.width), MeanOfTokens(), nn.Linear(self.width, classes)
         )
@@ -109,10 +111,10 @@ class Design:
         head = nn.Sequential(nn.LayerNorm(self.width), Affine(self.width, vocabulary))
         return self._shared(_Embedding(vocabulary, tokens, self.width), head, tokens, causal=True)
 
-    def _stem(self, patch: int | None) -> list[nn.Module]:
+    def _stem(self, patch: int | None, channels: int) -> list[nn.Module]:
         if patch:
-            return [nn.Conv2d(1, self.width, patch, patch)]
-        first = nn.Conv2d(1, 16, 3, 2, 1, bias=False)
+            return [nn.Conv2d(channels, self.width, patch, patch)]
+        first = nn.Conv2d(channels, 16, 3, 2, 1, bias=False)
         return [first, nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, self.width, 3, 2, 1)]
 
     def _shared(

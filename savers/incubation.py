@@ -84,6 +84,8 @@ class Incubator:
         Logits ``f32 [n, K]`` of the training samples, for recipes that learn from them.
     shown
         Returns what reports the epochs of a phase, from its name and how many there are.
+    device
+        Of PyTorch, on which stages are trained.
     """
 
     plan: Plan
@@ -91,6 +93,7 @@ class Incubator:
     work: Path
     teacher: Tensor | None = None
     shown: Callable[[str, int], Report] = lambda name, total: lambda epoch: None
+    device: str = "cpu"
 
     @cached_property
     def meta(self) -> list[nn.Module]:
@@ -135,7 +138,7 @@ class Incubator:
         recipe = self.plan.recipe_of(place)
         torch.manual_seed(recipe.seed)
         stages = copy.deepcopy(list(meta))
-        stages[place] = self.plan.architecture.stage(place, self.plan.blocks[place])
+        stages[place] = self._new(place)
         # A checkpoint of another meta model has another name: nothing goes on from it.
         name = f"module-{place}.{digest(meta)[:12]}"
         module = self._fit(name, Chain(stages, [place]), recipe)[place]
@@ -149,9 +152,9 @@ class Incubator:
         path = self._path(place)
         if not path.exists():
             return None
-        module = self.plan.architecture.stage(place, self.plan.blocks[place])
+        module = self._new(place)
         try:
-            content = torch.load(path, weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
             owner, state = content["belongs_to"], content["module"]
         except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
             raise InputError(f"{path}: damaged ({error}). Delete it to train it again.") from None
@@ -163,9 +166,12 @@ class Incubator:
         module.load_state_dict(state)
         return module.eval()
 
+    def _new(self, place: int) -> nn.Module:
+        return self.plan.architecture.stage(place, self.plan.blocks[place]).to(self.device)
+
     def _fit(self, name: str, chain: Chain, recipe: Recipe) -> list[nn.Module]:
         trainer = Trainer(
-            chain,
+            chain.to(self.device),
             self.examples(recipe),
             recipe,
             teacher=self.teacher if recipe.needs_teacher else None,

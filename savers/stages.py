@@ -8,7 +8,7 @@ stage and a deep one's are interchangeable.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, cast
 
 from torch import Tensor, nn
@@ -35,9 +35,11 @@ class Architecture:
     width
         Of a token, or channels of the first stage.
     side
-        Of the images ``f32 [n, 1, side, side]``.
+        Of the images ``f32 [n, channels, side, side]``.
     patch
         Side of a transformer's patch in pixels; it divides ``side``.
+    widening
+        How much wider the two-layer network of a transformer's block is inside.
     """
 
     family: Family
@@ -48,6 +50,9 @@ class Architecture:
     heads: int = 4
     classes: int = 10
     widest: int = 64
+    # Not in repr, by which finished modules are known; their meta model's weights show both.
+    channels: int = field(default=1, repr=False)
+    widening: int = field(default=2, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
@@ -82,10 +87,11 @@ class Architecture:
     def _transformer(self, place: int, blocks: int) -> nn.Module:
         width, tokens = self.width, (self.side // self.patch) ** 2
         layers: list[nn.Module] = [
-            Block(tokens, width, heads=self.heads, hidden=2 * width) for _ in range(blocks)
+            Block(tokens, width, heads=self.heads, hidden=self.widening * width)
+            for _ in range(blocks)
         ]
         if place == 0:
-            patches = nn.Conv2d(1, width, self.patch, self.patch)
+            patches = nn.Conv2d(self.channels, width, self.patch, self.patch)
             layers = [patches, Tokens(tokens, width), *layers]
         if place == self.stages - 1:
             layers += [nn.LayerNorm(width), MeanOfTokens(), nn.Linear(width, self.classes)]
@@ -93,7 +99,7 @@ class Architecture:
 
     def _residual(self, place: int, blocks: int) -> nn.Module:
         width = self._channels(place)
-        inputs = 1 if place == 0 else self._channels(place - 1)
+        inputs = self.channels if place == 0 else self._channels(place - 1)
         layers = [conv(inputs, width, pool=place > 0), *(Residual(width) for _ in range(blocks))]
         if place == self.stages - 1:
             layers += [GlobalMaxPool(), nn.Linear(width, self.classes)]
@@ -134,7 +140,7 @@ class Chain(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits ``f32 [n, K]`` of images ``f32 [n, 1, side, side]``."""
+        """Return logits ``f32 [n, K]`` of images ``f32 [n, channels, side, side]``."""
         for stage in self.stages:
             x = cast(Tensor, stage(x))
         return x

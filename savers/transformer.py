@@ -12,6 +12,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from runtime.errors import InputError
+
 
 class Attention(nn.Module):
     """Self-attention with ``heads`` heads; ``f32 [n, tokens, width]`` in and out.
@@ -113,7 +115,9 @@ def vision_transformer(width: int, depth: int, *, heads: int = 4) -> nn.Sequenti
     )
 
 
-def patch_transformer(side: int, *, patch: int, width: int, depth: int) -> nn.Sequential:
+def patch_transformer(
+    side: int, *, patch: int, width: int, depth: int, channels: int = 1, classes: int = 10
+) -> nn.Sequential:
     """Return a transformer over square patches of an image, four times as wide inside its blocks.
 
     Module 0 cuts the patches, 1 makes tokens of them, and the blocks follow.
@@ -121,16 +125,23 @@ def patch_transformer(side: int, *, patch: int, width: int, depth: int) -> nn.Se
     Parameters
     ----------
     side, patch
-        Of the image ``f32 [n, 1, side, side]`` and of a patch, in pixels.
+        Of the image ``f32 [n, channels, side, side]`` and of a patch, in pixels.
+
+    Raises
+    ------
+    InputError
+        When patches do not tile the image.
     """
+    if side % patch:
+        raise InputError(f"patch: expected a divisor of the image's side {side}, got {patch}.")
     count = (side // patch) ** 2
     return nn.Sequential(
-        nn.Conv2d(1, width, patch, patch),
+        nn.Conv2d(channels, width, patch, patch),
         Tokens(count, width),
         *(Block(count, width, heads=4, hidden=4 * width) for _ in range(depth)),
         nn.LayerNorm(width),
         MeanOfTokens(),
-        nn.Linear(width, 10),
+        nn.Linear(width, classes),
     )
 
 
