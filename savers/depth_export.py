@@ -27,6 +27,7 @@ from runtime.bundle import save_spec
 from runtime.schema import FrameFormat, Preprocessing
 from savers.dataset import Split
 from savers.depth_network import SharedDepth
+from savers.views import Level, levels
 from savers.workshop import OPSET
 
 WEIGHTS = "weights.bin"
@@ -120,14 +121,15 @@ class Pictures:
     name: str
     train: Split
     labels: tuple[str, ...]
-    mean: float
-    std: float
+    mean: Level
+    std: Level
 
     @property
     def preprocessing(self) -> Preprocessing:
         """From a picture to the network's input."""
         side = self.train.images.shape[1]
-        return Preprocessing(size=(side, side), colour="grey", mean=(self.mean,), std=(self.std,))
+        mean, std = levels(self.mean), levels(self.std)
+        return Preprocessing(size=(side, side), colour="grey", mean=mean, std=std)
 
 
 def write_cascade(

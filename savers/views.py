@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,9 @@ from savers.recipe import Recipe
 MEAN = 0.2860
 STD = 0.3530
 """Of the Fashion-MNIST training images scaled to [0, 1]."""
+
+Level: TypeAlias = "float | tuple[float, ...]"
+"""One for all channels, or one for each."""
 
 Rows = npt.NDArray[np.int64]
 
@@ -40,7 +43,7 @@ class Examples(Protocol):
 
 
 class Images:
-    """Labelled images ``u8 [n, h, w, 1]``; views are shifted, mirrored and partly erased.
+    """Labelled images ``u8 [n, h, w, c]``; views are shifted, mirrored and partly erased.
 
     Parameters
     ----------
@@ -51,7 +54,7 @@ class Images:
     """
 
     def __init__(
-        self, split: Split, recipe: Recipe, *, mean: float = MEAN, std: float = STD
+        self, split: Split, recipe: Recipe, *, mean: Level = MEAN, std: Level = STD
     ) -> None:
         self.labels = torch.from_numpy(split.labels.astype(np.int64))
         self._images, self._recipe = split.images, recipe
@@ -59,11 +62,11 @@ class Images:
         self._mean, self._std = mean, std
 
     def plain(self, rows: Rows) -> Tensor:
-        """Return normalised ``f32 [rows, 1, h, w]``."""
+        """Return normalised ``f32 [rows, c, h, w]``."""
         return normalise(self._images[rows], mean=self._mean, std=self._std)
 
     def training(self, rows: Rows, rng: np.random.Generator) -> Tensor:
-        """Return a random view of each row, normalised ``f32 [rows, 1, h, w]``."""
+        """Return a random view of each row, normalised ``f32 [rows, c, h, w]``."""
         views = rng.integers(0, self._views.count, len(rows))
         if not self._recipe.mirror:
             views -= views % 2
@@ -95,16 +98,17 @@ class Sequences:
 
 
 class Views:
-    """Shifted and mirrored views of images ``u8 [n, h, w, 1]``, numbered.
+    """Shifted and mirrored views of images ``u8 [n, h, w, c]``, numbered.
 
     View ``v`` of image ``i`` is image ``i`` moved by ``v // 2`` (row-major over the
     ``(2 * shift + 1)^2`` translations) and mirrored when ``v`` is odd.
     """
 
     def __init__(
-        self, images: npt.NDArray[np.uint8], shift: int, *, mean: float = MEAN, std: float = STD
+        self, images: npt.NDArray[np.uint8], shift: int, *, mean: Level = MEAN, std: Level = STD
     ) -> None:
-        padded = np.pad(images[..., 0], ((0, 0), (shift, shift), (shift, shift)))
+        padded = np.pad(images, ((0, 0), (shift, shift), (shift, shift), (0, 0)))
+        # [n, down, right, c, h, w]
         self._windows = np.lib.stride_tricks.sliding_window_view(
             padded, images.shape[1:3], axis=(1, 2)
         )
@@ -113,21 +117,27 @@ class Views:
         self.count = 2 * self._steps**2
 
     def pixels(self, rows: Rows, views: Rows) -> Tensor:
-        """Return normalised ``f32 [n, 1, h, w]`` of the given view of each row."""
+        """Return normalised ``f32 [n, c, h, w]`` of the given view of each row."""
         down, right = np.divmod(views // 2, self._steps)
         chosen = self._windows[rows, down, right]
-        chosen = np.where((views % 2 == 1)[:, None, None], chosen[..., ::-1], chosen)
-        return normalise(chosen[..., None], mean=self._mean, std=self._std)
+        chosen = np.where((views % 2 == 1)[:, None, None, None], chosen[..., ::-1], chosen)
+        return normalise(chosen.transpose(0, 2, 3, 1), mean=self._mean, std=self._std)
 
 
-def normalise(images: npt.NDArray[np.uint8], *, mean: float = MEAN, std: float = STD) -> Tensor:
-    """Return ``f32 [n, 1, h, w]``, zero mean and unit variance, of ``u8 [n, h, w, 1]``."""
-    scaled = (images.transpose(0, 3, 1, 2).astype(np.float32) / 255.0 - mean) / std
+def levels(level: Level) -> tuple[float, ...]:
+    """Return a level as one number a channel, or one for all."""
+    return level if isinstance(level, tuple) else (level,)
+
+
+def normalise(images: npt.NDArray[np.uint8], *, mean: Level = MEAN, std: Level = STD) -> Tensor:
+    """Return ``f32 [n, c, h, w]``, zero mean and unit variance, of ``u8 [n, h, w, c]``."""
+    centre, spread = (np.asarray(level, np.float32).reshape(-1, 1, 1) for level in (mean, std))
+    scaled = (images.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255) - centre) / spread
     return torch.from_numpy(np.ascontiguousarray(scaled))
 
 
 def cut_out(pixels: Tensor, side: int, rng: np.random.Generator) -> Tensor:
-    """Return ``f32 [n, 1, h, w]`` with a square of each image, anywhere, set to the mean.
+    """Return ``f32 [n, c, h, w]`` with a square of each image, anywhere, set to the mean.
 
     DeVries and Taylor, arXiv 1708.04552. A square may lie partly outside.
     """
