@@ -6,40 +6,19 @@ Repository, 1998 (CC BY 4.0).
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 from savers.dataset import SPLIT_SEED, Split
-from savers.recipe import Recipe
-from savers.views import Images
+from savers.image_set import ImageSet
 
+NAME = "digits"
 TEST_SIZE = 500
 SIDE = 8
 CLASSES = 10
 
 
-class Digits(NamedTuple):
-    """The 1,297 training and 500 test images ``u8 [n, 8, 8, 1]``.
-
-    Attributes
-    ----------
-    mean, std
-        Of the training pixels scaled to [0, 1].
-    """
-
-    train: Split
-    test: Split
-    mean: float
-    std: float
-
-    def examples(self, split: Split, recipe: Recipe) -> Images:
-        """Return a split as a trainer, or a network, reads it."""
-        return Images(split, recipe, mean=self.mean, std=self.std)
-
-
-def read_digits() -> Digits:
-    """Read the images and cut them by a permutation that never changes.
+def read_digits() -> ImageSet:
+    """Read the 1,297 training and 500 test images, cut by a permutation that never changes.
 
     Raises
     ------
@@ -55,4 +34,4 @@ def read_digits() -> Digits:
     order = np.random.default_rng(SPLIT_SEED).permutation(len(images))
     train, test = whole.rows(order[TEST_SIZE:]), whole.rows(order[:TEST_SIZE])
     scaled = train.images / 255.0
-    return Digits(train, test, float(scaled.mean()), float(scaled.std()))
+    return ImageSet(NAME, train, test, float(scaled.mean()), float(scaled.std()))

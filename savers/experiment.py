@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,10 +16,14 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import nn
 
-from savers.digits import Digits
+from savers.configurations import Size
 from savers.distil import predict
+from savers.image_set import ImageSet
 from savers.recipe import Recipe
 from savers.verdicts import Verdict
+from savers.views import Examples
+
+BATCH = 500
 
 
 class Figures(NamedTuple):
@@ -47,11 +51,20 @@ class Request:
         Whether it is only to run from end to end, with too few epochs to mean anything.
     progress
         Where it shows how far it is.
+    images
+        What it trains on and tests on.
+    size
+        Which configuration of the experiment.
+    device
+        Of PyTorch.
     """
 
     seeds: Sequence[int]
     quick: bool
     progress: Progress
+    images: ImageSet
+    size: Size = "small"
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -80,6 +93,11 @@ class Experiment:
             "remarks": list(self.remarks),
         }
 
+    def unjudged(self) -> Experiment:
+        """Return the same with figures beside the bars and no verdicts."""
+        verdicts = [replace(verdict, judged=False) for verdict in self.verdicts]
+        return replace(self, verdicts=verdicts)
+
     def show(self, console: Console) -> None:
         """Print the tables, the verdicts last."""
         console.print(self.paper, style="bold", highlight=False)
@@ -94,14 +112,20 @@ class Experiment:
 Runner = Callable[[Request], Experiment]
 
 
-def right(network: nn.Module, digits: Digits) -> npt.NDArray[np.bool_]:
-    """Return for each test image whether a network names its class, ``bool [500]``."""
-    images = digits.examples(digits.test, Recipe(epochs=0, seed=0))
-    rows = np.arange(len(digits.test.labels))
+def right(network: nn.Module, images: ImageSet) -> npt.NDArray[np.bool_]:
+    """Return for each test image whether a network names its class, ``bool [n]``."""
+    examples = images.examples(images.test, Recipe(epochs=0, seed=0))
+    found = answers(network, examples).argmax(-1)
+    hits: npt.NDArray[np.bool_] = torch.eq(found, examples.labels).numpy()
+    return hits
+
+
+def answers(network: nn.Module, examples: Examples) -> torch.Tensor:
+    """Return a network's logits ``f32 [n, K]`` of all examples, on the host."""
     device = next(network.parameters()).device
-    found = predict(network, images.plain(rows).to(device)).argmax(-1).cpu()
-    answers: npt.NDArray[np.bool_] = torch.eq(found, images.labels).numpy()
-    return answers
+    starts = np.arange(0, len(examples.labels), BATCH)
+    parts = np.split(np.arange(len(examples.labels)), starts[1:])
+    return torch.cat([predict(network, examples.plain(rows).to(device)).cpu() for rows in parts])
 
 
 def _verdict_row(verdict: Verdict) -> tuple[str | float, ...]:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pydantic import JsonValue
 
 Floats = npt.NDArray[np.float64]
-Outcome = Literal["MET", "NOT MET", "UNRESOLVED"]
+Outcome = Literal["MET", "NOT MET", "UNRESOLVED", "REPORTED"]
 
 RESAMPLINGS = 2_000
 BOOTSTRAP_SEED = 0
@@ -69,15 +69,22 @@ class Bar:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A bar, the figure found, and what follows."""
+    """A bar, the figure found, and what follows.
+
+    Attributes
+    ----------
+    judged
+        Whether the bar was fixed for these images and this size of experiment.
+    """
 
     bar: Bar
     estimate: Estimate
+    judged: bool = True
 
     @property
     def outcome(self) -> Outcome:
-        """MET, NOT MET, or UNRESOLVED where the interval crosses the bar."""
-        return self.bar.outcome(self.estimate)
+        """MET, NOT MET, UNRESOLVED where the interval crosses the bar; REPORTED if not judged."""
+        return self.bar.outcome(self.estimate) if self.judged else "REPORTED"
 
     def described(self) -> dict[str, JsonValue]:
         """Return what ``--json`` prints."""
