@@ -73,8 +73,9 @@ def _record(case: dict[str, Any]) -> dict[str, Any]:
     from engines.build_messages import BuildRequest
     from engines.builder import build
     from engines.errors import EngineError
-    from tests.tensorrt_double.building import Scenario, make_module
+    from tests.tensorrt_double.building import make_module
     from tests.tensorrt_double.double import Record
+    from tests.tensorrt_double.scenario import Scenario
 
     record, progress, answer, error = Record(), [], None, None
     scenario = Scenario(**case.get("scenario", {}))

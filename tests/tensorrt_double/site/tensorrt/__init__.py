@@ -12,8 +12,9 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # old bindings use names that NumPy deprecates
     import tensorrt_bindings
 
-from tests.tensorrt_double.building import Scenario, make_module
+from tests.tensorrt_double.building import make_module
 from tests.tensorrt_double.double import Record
+from tests.tensorrt_double.scenario import Scenario
 
 _path = os.environ.get("TENSORRT_DOUBLE_RECORD")
 sys.modules["tensorrt"] = make_module(
