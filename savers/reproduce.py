@@ -122,7 +122,9 @@ def _check_device(device: str) -> None:
 
 
 def _command(paper: str, summary: str) -> Command:
-    @click.command(paper, cls=Command, help=summary)
+    example = f"python -m savers.reproduce {paper} --data photos --side 32"
+
+    @click.command(paper, cls=Command, help=summary, epilog=f"Example: {example}")
     @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="0, 1, ...")
     @click.option("--quick", is_flag=True, help="One seed, few epochs: only that it runs.")
     @click.option(

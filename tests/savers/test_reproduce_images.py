@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -180,6 +182,53 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch):
     done = reproduce("incubation", "--device", "cuda")
     assert done.exit_code == 1
     assert "--device cuda: PyTorch finds no CUDA GPU here" in done.output
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """Return a device whose tensors have a shape and no values.
+
+    An operation on tensors of two devices raises there as it does on a GPU.
+    """
+    import torch
+
+    def ones(instead_of):
+        def host(self):
+            return torch.ones(self.shape, dtype=self.dtype) if self.is_meta else instead_of(self)
+
+        return host
+
+    monkeypatch.setattr(torch.Tensor, "cpu", ones(torch.Tensor.cpu))
+    item = torch.Tensor.item
+    monkeypatch.setattr(torch.Tensor, "item", lambda self: 1.0 if self.is_meta else item(self))
+    monkeypatch.setattr(torch.Tensor, "__float__", torch.Tensor.item)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    return "meta"
+
+
+@pytest.mark.parametrize("paper", ["incubation", "shared_depth", "tqcompressor"])
+def test_networks_and_what_they_read_are_on_one_device(paper, folder, elsewhere, monkeypatch):
+    from runtime.terminal import progress_bar
+    from savers.depth_network import euler_errors
+    from savers.distil import Trainer
+    from savers.experiment import Request
+    from savers.image_files import read_image_set
+
+    devices, loss_of = set(), Trainer._loss
+
+    def spied(*args):
+        loss = loss_of(*args)
+        devices.add(str(loss.device))
+        return loss
+
+    monkeypatch.setattr(Trainer, "_loss", spied)
+    # Steps without values are slow, so there are few.
+    monkeypatch.setattr(Trainer, "_batches", lambda self: [np.arange(2)])
+    monkeypatch.setitem(euler_errors.__kwdefaults__, "reference", 8)
+    images = read_image_set(folder)
+    experiment = importlib.import_module(f"savers.reproduce_{paper}").experiment
+    experiment(Request(range(1), True, progress_bar(), images, device=elsewhere))
+    assert devices == {elsewhere}
 
 
 def test_a_finished_module_of_grey_images_keeps_its_name():
