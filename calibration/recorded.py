@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from calibration.bounds import Method
+from calibration.bounds import Method, smallest_passing_n
 from calibration.budget import Attempt, Budget, Outcome, Question
 from calibration.certificates import certify_cascade
 from calibration.errors import CalibrationError, CertificationRefused
@@ -225,6 +225,8 @@ def certify_recorded(
 ) -> Outcome:
     """Certify a bundle's path on its records, paying from the budget first.
 
+    Where there are too few samples for any certificate nothing is paid: their number says so.
+
     The saving follows from what the certificate counts, and is bounded anew also where that is a
     stored one.
 
@@ -235,6 +237,8 @@ def certify_recorded(
         certification is an outcome, not an error.
     """
     _check_fits(recorded)
+    if _too_few(recorded, claim):
+        return _certify(recorded, claim, covers)
     question = Question(
         quantity="disagreement" if recorded.labels is None else "accuracy_drop",
         stages=covers.stages,
@@ -254,6 +258,15 @@ def certify_recorded(
         return outcome
     certificate = outcome.certificate.model_copy(update={"covers": covers})
     return Outcome(certificate=with_saving(certificate, recorded.bundle.spec))
+
+
+def _too_few(recorded: Recorded, claim: Claim) -> bool:
+    """Tell whether the first point cannot pass, without a look at the samples."""
+    first = recorded.path.vectors()[0]
+    if recorded.bundle.spec.combination is not None or (first < 1).any():
+        return False  # what is lost there is for the samples to say
+    enough = smallest_passing_n(epsilon=claim.epsilon, delta=claim.delta, method=claim.method)
+    return len(recorded.logits[0]) < enough
 
 
 def _covered(record: Record) -> CoveredStage:

@@ -138,7 +138,8 @@ def main(**options: Any) -> None:
 
     The path was chosen on the selection split; the certifying samples must have decided nothing
     else. Where there is a budget, each certification is paid for before it is run, also one that is
-    refused; the same one again is free. A forecast resamples the selection split and costs nothing.
+    refused, unless there are too few samples for any; the same one again is free. A forecast
+    resamples the selection split and costs nothing.
 
     Gears are earlier points of the path, to which a running cascade may shift: they keep the same
     epsilon.

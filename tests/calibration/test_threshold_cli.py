@@ -181,13 +181,23 @@ def test_a_spent_budget_refuses_and_changes_nothing(invoke: Invoke, ready: World
 
 
 def test_a_refused_certification_is_paid_for(invoke: Invoke, ready: World) -> None:
-    budget = ready.root / "budget.jsonl"
-    before = (ready.bundle / "cascade.json").read_bytes()
+    budget, cascade = ready.root / "budget.jsonl", ready.bundle / "cascade.json"
+    spec = json.loads(cascade.read_text())
+    spec["settings"]["fp32/fp32"]["path"] = {"explicit": [[0.0]]}
+    cascade.write_text(json.dumps(spec))
+    before = cascade.read_bytes()
     for _ in range(2):
-        result = certify(invoke, ready, "--epsilon", 1e-4, "--budget", budget, code=1)
+        result = certify(invoke, ready, "--epsilon", 1e-3, "--budget", budget, code=1)
         assert "refused" in result.stderr and "smallest n" in result.stderr
-    assert (ready.bundle / "cascade.json").read_bytes() == before
+    assert cascade.read_bytes() == before
     assert [entry.delta for entry in entries(budget)] == [0.0125, 0.0125]
+
+
+def test_too_few_samples_are_refused_without_a_look(invoke: Invoke, ready: World) -> None:
+    budget = ready.root / "budget.jsonl"
+    result = certify(invoke, ready, "--epsilon", 1e-4, "--budget", budget, code=1)
+    assert "refused" in result.stderr and "smallest n that passes is" in result.stderr
+    assert not budget.exists()
 
 
 def test_an_unreadable_budget_is_refused(invoke: Invoke, ready: World) -> None:
