@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from calibration.certificates import Forecast, forecast
 from calibration.comparison import Logits
 from calibration.errors import CalibrationError, CertificationRefused
-from calibration.forms import Made, MadeForm
+from calibration.forms import Made
+from calibration.quantisation import MadeForm
 from calibration.recorded import Claim, starting_path, starting_setting, weighted
 from calibration.records import Labels
 from runtime.schema import CascadeSpec, Form, Setting

@@ -15,10 +15,11 @@ from rich.progress import Progress
 from calibration.combinations import Combination, choose_thresholds, combinations
 from calibration.comparison import GateRule, Logits
 from calibration.errors import CalibrationError
-from calibration.forms import Made, MadeForm, Recipe, StageForms
+from calibration.forms import Made, StageForms
 from calibration.installation import Addition
 from calibration.npz import read_npz
 from calibration.provenance import Digests, ProvenanceMeta, load_provenance, save_digests
+from calibration.quantisation import MadeForm, Recipe
 from calibration.recorded import Claim
 from calibration.samples import Samples
 from runtime.bundle import Bundle

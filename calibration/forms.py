@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +15,8 @@ from calibration.comparison import GateRule, Logits, Quality, Race, compare, rac
 from calibration.feeds import stage_feed, upstream
 from calibration.histogram_cache import Key, load_histograms, save_histograms
 from calibration.histograms import Histogram, observe
-from calibration.ranges import HOST, TRT, Method, Quantiser, value_range
+from calibration.quantisation import MadeForm, Recipe
+from calibration.ranges import HOST, TRT, Quantiser, value_range
 from calibration.samples import Samples
 from calibration.sensitivity import Settled, settle
 from engines.half import emulated, to_half, unsafe_nodes
@@ -31,9 +31,6 @@ from engines.quantise import (
 from runtime.bundle import Bundle
 from runtime.session import HostModel
 
-MadeForm = Literal["int8_host", "int8_trt", "fp16"]
-MADE_FORMS: tuple[MadeForm, ...] = ("int8_host", "int8_trt", "fp16")
-
 BATCH = 100
 DAMAGE_SAMPLES = 64
 LEAST_SPEEDUP = 1.05
@@ -41,30 +38,6 @@ LEAST_SPEEDUP = 1.05
 
 Advance = Callable[[int], object]
 Quantise = Callable[[Collection[str]], onnx.ModelProto]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How forms are made.
-
-    Attributes
-    ----------
-    percentile
-        For the method of that name.
-    weight_bits
-        Of ``int8_host``; 7 where a CPU's sums of 8-bit products saturate.
-    max_drop
-        Accuracy that a form may lose against FP32, as a fraction.
-    batch
-        Images per run when forms are timed.
-    """
-
-    method: Method
-    percentile: float
-    weight_bits: int
-    max_drop: float
-    batch: int
-    threads: int
 
 
 @dataclass(frozen=True)

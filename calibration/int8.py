@@ -5,22 +5,22 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 
-from calibration import int8_report
-from calibration.conversion import Plan, addition, convert
-from calibration.forms import MADE_FORMS, MadeForm, Recipe
 from calibration.installation import copy_bundle, install
-from calibration.ranges import METHODS, PERCENTILE, Method
+from calibration.quantisation import MADE_FORMS, METHODS, PERCENTILE, MadeForm, Method, Recipe
 from calibration.recorded import Claim
 from calibration.samples import FEWEST, load_samples
 from runtime.bundle import Bundle, load_bundle
 from runtime.environment import dot_product_instructions
 from runtime.session import available_threads
 from runtime.terminal import Command, progress_bar
+
+if TYPE_CHECKING:
+    from calibration.conversion import Plan
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class Request:
         path = self.data or bundle.folder / "data" / "selection.npz"
         if self.data is None and not path.exists():
             raise click.UsageError("The bundle has no data/selection.npz: pass --data.")
+        from calibration.conversion import Plan
+
         found = load_samples(path, bundle)
         return Plan(
             calibrating=found.some(self.images, seed=self.seed),
@@ -170,6 +172,9 @@ def main(**options: Any) -> None:
     more than --max-drop. Each combination of forms gets thresholds by a forecast; certify it with
     python -m calibration.threshold on samples that decided nothing.
     """
+    from calibration import int8_report
+    from calibration.conversion import addition, convert
+
     request = Request(**options)
     if request.out and (request.dry_run or request.out.exists()):
         raise click.UsageError("--out names a folder that is made, and goes without --dry-run.")

@@ -14,16 +14,13 @@ clipped. A small T clips more, a large one makes the steps between integers larg
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from calibration.histograms import BINS, Histogram
-
-Method = Literal["min_max", "entropy", "percentile", "mse"]
-METHODS: tuple[Method, ...] = get_args(Method)
-PERCENTILE = 99.99
+from calibration.quantisation import PERCENTILE, Method
 
 Floats = npt.NDArray[np.float64]
 Edges = npt.NDArray[np.int64]

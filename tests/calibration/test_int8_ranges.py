@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from calibration.histograms import BINS, Histogram
-from calibration.ranges import HOST, METHODS, TRT, Method, Quantiser, value_range
+from calibration.quantisation import METHODS, Method
+from calibration.ranges import HOST, TRT, Quantiser, value_range
 
 RNG = np.random.default_rng(5)
 SAMPLES = {
