@@ -75,7 +75,7 @@ def gear_cells(row: GearRow) -> list[str]:
     """Return the cells of a row that need no unit: thresholds, sent on, accuracy, drift bound."""
     return [
         " / ".join(map(threshold_words, row.thresholds)),
-        " / ".join(percent(rate, 1) for rate in row.rates),
+        " / ".join(f"{100 * rate:.1f}" for rate in row.rates) + " %",
         percent(row.accuracy),
         percent(row.disagreement.upper_bound) if row.disagreement else "",
     ]
