@@ -10,7 +10,7 @@ from calibration.comparison import Logits
 from calibration.errors import CalibrationError, CertificationRefused
 from calibration.forms import Made
 from calibration.quantisation import MadeForm
-from calibration.recorded import Claim, starting_path, starting_setting, weighted
+from calibration.recorded import Claim, starting_path, starting_setting
 from calibration.records import Labels
 from runtime.schema import CascadeSpec, Form, Setting
 
@@ -91,7 +91,7 @@ def choose_thresholds(
             scores=[gate.score for gate in spec.gates],
             method=claim.method,
             draws=DRAWS,
-            combination=weighted(spec),
+            combination=spec.weighted,
         )
     except CertificationRefused:
         everything = Setting(thresholds=(1.0,) * len(spec.gates), path=path)

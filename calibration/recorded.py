@@ -70,7 +70,7 @@ class Recorded:
     @property
     def combination(self) -> Weighted | None:
         """Index and weight of the stage whose logits the last stage adds to its own."""
-        return weighted(self.bundle.spec)
+        return self.bundle.spec.weighted
 
     def simulation(self) -> Simulation:
         """Return the cascade's answers on the records, for any thresholds.
@@ -118,14 +118,6 @@ class Recorded:
     def data_sha256(self) -> str:
         """Hash of the data that were recorded."""
         return self.records[0].meta.data_sha256
-
-
-def weighted(spec: CascadeSpec) -> Weighted | None:
-    """Return the index and weight of a bundle's combination, as `Simulation` takes it."""
-    if spec.combination is None:
-        return None
-    names = [stage.name for stage in spec.stages]
-    return names.index(spec.combination.stage), spec.combination.weight
 
 
 def starting_path(spec: CascadeSpec, forms: Sequence[Form]) -> ThresholdPath:
