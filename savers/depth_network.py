@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from runtime.errors import InputError
+from savers.transformer import Attention
 
 Field = Callable[[Tensor, float], Tensor]
 """One step: ``f32 [n, tokens, width]`` and a step size give the state after it."""
@@ -50,39 +51,6 @@ class Affine(nn.Module):
         return int(output.numel()) * int(self.weight.shape[0])
 
 
-class SharedAttention(nn.Module):
-    """Self-attention over ``f32 [n, tokens, width]``; a causal one looks at no later token.
-
-    Sizes but n are numbers here, so that the exported graph computes no shapes.
-    """
-
-    _mask: Tensor
-
-    def __init__(self, tokens: int, width: int, heads: int, *, causal: bool = False) -> None:
-        super().__init__()
-        self.tokens, self.width, self.heads, self.causal = tokens, width, heads, causal
-        self.inputs = Affine(width, 3 * width)
-        self.output = Affine(width, width)
-        later = torch.full((tokens, tokens), -math.inf).triu(1)
-        self.register_buffer("_mask", later, persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the tokens, each a mixture of those that it looks at."""
-        depth = self.width // self.heads
-        split = (-1, self.tokens, self.heads, depth)
-        query, key, value = (
-            part.reshape(split).transpose(1, 2) for part in self.inputs(x).split(self.width, -1)
-        )
-        scores = query * depth**-0.5 @ key.transpose(-2, -1)
-        weights = (scores + self._mask if self.causal else scores).softmax(-1)
-        mixed = (weights @ value).transpose(1, 2).reshape(-1, self.tokens, self.width)
-        return cast(Tensor, self.output(mixed))
-
-    def macs(self, output: Tensor) -> int:
-        """Return the multiply-accumulates of the two products of attention."""
-        return 2 * self.tokens * int(output.numel())
-
-
 class Step(nn.Module):
     """A pre-LN block as one step: attention, then a two-layer network per token, each scaled.
 
@@ -93,7 +61,7 @@ class Step(nn.Module):
         self, tokens: int, width: int, *, heads: int, hidden: int, causal: bool = False
     ) -> None:
         super().__init__()
-        attention = SharedAttention(tokens, width, heads, causal=causal)
+        attention = Attention(tokens, width, heads, causal=causal, affine=Affine)
         self.attention = nn.Sequential(nn.LayerNorm(width), attention)
         self.network = nn.Sequential(
             nn.LayerNorm(width), Affine(width, hidden), nn.GELU(), Affine(hidden, width)

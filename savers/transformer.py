@@ -7,6 +7,7 @@ networks of the pool (Xiao et al., arXiv 2106.14881). The classifier reads the m
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -20,15 +21,28 @@ class Attention(nn.Module):
 
     Sizes but n are numbers here, so that the exported graph computes no shapes. A causal one looks
     at no later token.
+
+    Parameters
+    ----------
+    affine
+        Makes the layers before and behind, from how many numbers they take and give.
     """
 
     _mask: Tensor | None
 
-    def __init__(self, tokens: int, width: int, heads: int, *, causal: bool = False) -> None:
+    def __init__(
+        self,
+        tokens: int,
+        width: int,
+        heads: int,
+        *,
+        causal: bool = False,
+        affine: Callable[[int, int], nn.Module] = nn.Linear,
+    ) -> None:
         super().__init__()
         self.tokens, self.width, self.heads = tokens, width, heads
-        self.inputs = nn.Linear(width, 3 * width)
-        self.output = nn.Linear(width, width)
+        self.inputs = affine(width, 3 * width)
+        self.output = affine(width, width)
         later = torch.full((tokens, tokens), -math.inf).triu(1) if causal else None
         self.register_buffer("_mask", later, persistent=False)
 
