@@ -16,7 +16,7 @@ from calibration.npz import unwritable
 from calibration.pool import load_pool
 from calibration.records import Data, load_data
 from calibration.report_content import Content
-from calibration.report_costs import ROUNDS, measured_costs
+from calibration.report_costs import measured_costs
 from calibration.report_material import Material, Pool, gather, record_absent, records_folder
 from calibration.report_page import page
 from calibration.report_plots import as_png
@@ -162,36 +162,28 @@ def make(request: Request) -> Content:
 
     bundle, data, pool = load_bundle(request.bundle), request.load_data(), request.load_pool()
     with progress_bar() as progress, records_folder(request.records, data) as folder:
-        _record(request, bundle, pool, data, folder, progress)
+        record_absent(
+            bundle,
+            lambda: request.stage_forms(bundle),
+            pool,
+            data,
+            folder,
+            threads=request.threads,
+            progress=progress,
+        )
         material = gather(bundle, pool, data, folder)
         return Content(material, _timed(request, material, progress))
-
-
-def _record(
-    request: Request, bundle: Bundle, pool: Pool, data: Data, folder: Path, progress: Progress
-) -> None:
-    task = progress.add_task(f"recording {data.name}", total=None)
-
-    def advance(samples: int, total: int) -> None:
-        progress.update(task, advance=samples, total=total)
-
-    def forms() -> tuple[Form, ...]:
-        return request.stage_forms(bundle)
-
-    record_absent(bundle, forms, pool, data, folder, threads=request.threads, progress=advance)
-    progress.remove_task(task)
 
 
 def _timed(request: Request, material: Material, progress: Progress) -> CostTable | None:
     if request.macs_only:
         return None
-    task = progress.add_task("measuring time", total=ROUNDS)
     return measured_costs(
         material,
         request.costs,
         batch=request.batch,
         threads=request.threads,
-        advance=lambda: progress.advance(task),
+        progress=progress,
     )
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
 from pathlib import Path
 
 import onnxruntime
+from rich.progress import Progress
 
 from calibration.cost_table import CostTable, ModelCosts, load_table, save_table
 from calibration.costs import MacCosts, batch_sizes
@@ -28,7 +28,7 @@ def measured_costs(
     *,
     batch: int,
     threads: int,
-    advance: Callable[[], object],
+    progress: Progress,
 ) -> CostTable | None:
     """Return the time of each model at each batch size, measured here unless a file has it.
 
@@ -38,8 +38,8 @@ def measured_costs(
     ----------
     file
         As `calibration.search --costs`: read if it is there, else written.
-    advance
-        Told the end of each of `ROUNDS` rounds.
+    progress
+        Shows how many rounds of measuring are done.
 
     Raises
     ------
@@ -52,7 +52,11 @@ def measured_costs(
     if file and file.exists():
         return load_table(file, models, unit="time", batch=batch)
     runs = {name: host_run(m.file, m.stage, threads=threads) for name, m in models.items()}
-    seconds = measure_seconds(runs, batch_sizes(batch), rounds=ROUNDS, advance=advance)
+    task = progress.add_task("measuring time", total=ROUNDS)
+    seconds = measure_seconds(
+        runs, batch_sizes(batch), rounds=ROUNDS, advance=lambda: progress.advance(task)
+    )
+    progress.remove_task(task)
     table = CostTable(
         unit="time",
         device=f"{platform.machine()} CPU, {threads} thread{'s' if threads > 1 else ''}, "

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import numpy.typing as npt
+from rich.progress import Progress
 
 from calibration.errors import CalibrationError
 from calibration.pool import Card
@@ -143,7 +144,7 @@ def record_absent(
     folder: Path,
     *,
     threads: int,
-    progress: Callable[[int, int], object],
+    progress: Progress,
 ) -> None:
     """Record the models that a folder has no records of, and leave the others alone.
 
@@ -154,7 +155,7 @@ def record_absent(
     forms
         Returns those of the bundle's stages; asked only where one is to be recorded.
     progress
-        Told how many model samples were finished just now, and their number in all.
+        Shows how many model samples are finished.
 
     Raises
     ------
@@ -173,7 +174,9 @@ def record_absent(
     cards = [card for card in pool.beside(bundle) if absent(card.name)]
     sources += [pool_source(pool.folder, card, frames, threads=threads) for card in cards]
     total = len(data.images) * sum(len(source.models) for source in sources)
-    record_all(sources, data, folder, advance=lambda samples: progress(samples, total))
+    task = progress.add_task(f"recording {data.name}", total=total)
+    record_all(sources, data, folder, advance=lambda samples: progress.advance(task, samples))
+    progress.remove_task(task)
 
 
 def gather(bundle: Bundle, pool: Pool, data: Data, folder: Path) -> Material:

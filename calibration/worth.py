@@ -15,12 +15,12 @@ from calibration.costs import Costs
 from calibration.errors import CalibrationError
 from calibration.pool import load_pool
 from calibration.records import Data, load_data
-from calibration.report_costs import ROUNDS, mac_costs, measured_costs
+from calibration.report_costs import mac_costs, measured_costs
 from calibration.report_material import Material, Pool, gather, record_absent, records_folder
 from calibration.report_words import percent, standing_words
 from calibration.standing import Standing, contest, standing
 from calibration.stopwatch import clocked, model_run
-from runtime.bundle import Bundle, load_bundle
+from runtime.bundle import load_bundle
 from runtime.cascade import Cascade
 from runtime.schema import Form
 from runtime.session import available_threads
@@ -131,7 +131,16 @@ def compare(request: Request) -> Found:
     """
     bundle, data, pool = load_bundle(request.bundle), request.load_data(), request.load_pool()
     with progress_bar() as progress, records_folder(request.records, data) as folder:
-        _record(request, bundle, pool, data, folder, progress)
+        fp32: tuple[Form, ...] = ("fp32",)
+        record_absent(
+            bundle,
+            lambda: fp32 * len(bundle.spec.stages),
+            pool,
+            data,
+            folder,
+            threads=request.threads,
+            progress=progress,
+        )
         material = gather(bundle, pool, data, folder)
         costs = list(_costs(request, material, progress))
         right = {one.name: one.label == material.labels for one in material.singles}
@@ -146,36 +155,17 @@ def compare(request: Request) -> Found:
     return Found(material, found.accuracy, standings)
 
 
-def _record(
-    request: Request, bundle: Bundle, pool: Pool, data: Data, folder: Path, progress: Progress
-) -> None:
-    task = progress.add_task(f"recording {data.name}", total=None)
-    fp32: tuple[Form, ...] = ("fp32",)
-    record_absent(
-        bundle,
-        lambda: fp32 * len(bundle.spec.stages),
-        pool,
-        data,
-        folder,
-        threads=request.threads,
-        progress=lambda samples, total: progress.update(task, advance=samples, total=total),
-    )
-    progress.remove_task(task)
-
-
 def _costs(request: Request, material: Material, progress: Progress) -> Iterator[Costs]:
     yield mac_costs(material)
     if request.macs_only:
         return
-    task = progress.add_task("measuring time", total=ROUNDS)
     table = measured_costs(
         material,
         request.costs,
         batch=request.batch,
         threads=request.threads,
-        advance=lambda: progress.advance(task),
+        progress=progress,
     )
-    progress.remove_task(task)
     if table:
         yield table.costs()
 
