@@ -9,20 +9,10 @@ import pytest
 
 from runtime.errors import InputError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 CHANNELS, CLASSES = (5, 7, 3, 9), 4
 SIZES = [(8, 0), (8, 1), (32, 1), (32, 2), (48, 3)]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from runtime.session import HostModel
 from savers.kronecker_fit import decompose
 from savers.kronecker_shapes import Factoring, Shape
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 # Both orders of multiplication, one term and several, a vector as a factor.
 SHAPES = [
@@ -25,14 +25,10 @@ SHAPES = [
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def seeded():
     import torch
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     torch.manual_seed(3)
-    yield
-    torch.set_num_threads(before)
 
 
 def found(factoring: Factoring):

@@ -10,18 +10,14 @@ import pytest
 
 from savers.kronecker_shapes import Factoring, Shape
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def seeded():
     import torch
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     torch.manual_seed(3)
-    yield
-    torch.set_num_threads(before)
 
 
 def assert_near(a, b, tolerance: float = 1e-5) -> None:
