@@ -7,9 +7,7 @@ each engine has a copy of its own.
 
 from __future__ import annotations
 
-import io
 import tempfile
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +25,8 @@ from runtime.bundle import save_spec
 from runtime.schema import FrameFormat, Preprocessing
 from savers.dataset import Split
 from savers.depth_network import SharedDepth
+from savers.torch_export import to_onnx
 from savers.views import Level, levels
-from savers.workshop import OPSET
 
 WEIGHTS = "weights.bin"
 _ALIGNMENT = 64
@@ -67,31 +65,13 @@ def export_steps(network: SharedDepth, example: Tensor, steps: Iterable[int], fo
     weights = _WeightsFile()
     models = {}
     for count in steps:
-        model = onnx.load_from_string(_unrolled(network.at(count), example))
+        model = onnx.load_from_string(to_onnx(network.at(count), {"input": example}))
         for tensor in model.graph.initializer:
             _move_out(tensor, weights)
         models[f"steps-{count}.onnx"] = model.SerializeToString()
     for name, content in {WEIGHTS: bytes(weights.content), **models}.items():
         with replacing(folder / name) as stream:
             stream.write(content)
-
-
-def _unrolled(network: SharedDepth, example: Tensor) -> bytes:
-    content = io.BytesIO()
-    with warnings.catch_warnings():
-        # The TorchScript exporter writes opset 17, which the newer one cannot; it says it is old.
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            network.eval(),
-            (example,),
-            content,
-            input_names=["input"],
-            output_names=["logits"],
-            dynamic_axes={"input": {0: "n"}, "logits": {0: "n"}},
-            opset_version=OPSET,
-            dynamo=False,
-        )
-    return content.getvalue()
 
 
 def _move_out(tensor: TensorProto, weights: _WeightsFile) -> None:

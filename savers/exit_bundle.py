@@ -7,8 +7,6 @@ the next, which reads them for the rows that come to it. The last stage is the r
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +45,7 @@ from runtime.schema import (
 from savers.exit_choice import REST, exit_name
 from savers.exit_features import Backbone, Images, sample_macs
 from savers.exits import ExitHead, ExitSequence
+from savers.torch_export import to_onnx
 
 GOLDEN_FRAMES = 8
 FEATURE, TOKENS, SAVER_LOGITS = "feature", "tokens", "saver_logits"
@@ -205,21 +204,9 @@ def _export(head: ExitHead, opset: int) -> onnx.ModelProto:
     earlier = (after + 1, exits.width) if after else (exits.channels[0],)
     pooled = {f"pooled{n}": (exits.channels[n],) for n in range(after + 1, head.position + 1)}
     shapes = {"earlier": earlier, SAVER_LOGITS: (exits.classes,), **pooled}
-    content = io.BytesIO()
-    with warnings.catch_warnings():
-        # The TorchScript exporter writes opset 17, which the newer one cannot; it says it is old.
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            head.eval(),
-            tuple(torch.zeros(1, *shape) for shape in shapes.values()),
-            content,
-            input_names=list(shapes),
-            output_names=["logits", TOKENS],
-            dynamic_axes={name: {0: "n"} for name in (*shapes, "logits", TOKENS)},
-            opset_version=opset,
-            dynamo=False,
-        )
-    return onnx.load_model_from_string(content.getvalue())
+    inputs = {name: torch.zeros(1, *shape) for name, shape in shapes.items()}
+    content = to_onnx(head, inputs, ("logits", TOKENS), opset=opset)
+    return onnx.load_model_from_string(content)
 
 
 def _joined(

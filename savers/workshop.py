@@ -6,9 +6,7 @@ than it gains; and because its weights then do not depend on the number of threa
 
 from __future__ import annotations
 
-import io
 import threading
-import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -33,10 +31,8 @@ from savers.dataset import Split
 from savers.display import epochs_shown
 from savers.distil import Trainer, teacher_logits
 from savers.networks import NETWORKS, count_macs
+from savers.torch_export import to_onnx
 from savers.views import MEAN, STD, Images, normalise
-
-OPSET = 17
-"""What TensorRT 8.6 reads."""
 
 PREPROCESSING = Preprocessing(size=(28, 28), colour="grey", mean=(MEAN,), std=(STD,))
 PROVENANCE = "../provenance/training.npz"
@@ -205,22 +201,9 @@ def write_model(trained: Trained, out: Path, *, recipe: dict[str, JsonValue], se
 
 
 def export_onnx(network: nn.Module) -> bytes:
-    """Return a network as ONNX with a dynamic batch, batch norm folded into convolutions."""
-    content = io.BytesIO()
-    with warnings.catch_warnings():
-        # The TorchScript exporter writes opset 17, which the newer one cannot; it says it is old.
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            network.eval().to(memory_format=torch.contiguous_format),
-            (torch.zeros(1, 1, 28, 28),),
-            content,
-            input_names=["input"],
-            output_names=["logits"],
-            dynamic_axes={"input": {0: "n"}, "logits": {0: "n"}},
-            opset_version=OPSET,
-            dynamo=False,
-        )
-    return content.getvalue()
+    """Return a network for images of 28x28 as ONNX."""
+    network = network.to(memory_format=torch.contiguous_format)
+    return to_onnx(network, {"input": torch.zeros(1, 1, 28, 28)})
 
 
 def _keep(path: Path, logits: Tensor) -> None:
