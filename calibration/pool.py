@@ -35,7 +35,11 @@ class Card(Schema):
     provenance
         Provenance file of its training data, relative to the folder of the card.
     monitored_accuracy
-        On training images held back for early stopping.
+        On training images held back.
+    accuracy_before
+        The same before it was trained, of a model that was made from a trained one.
+    training_seconds
+        Of one CPU thread, without the training of teachers and of what it was made from.
     """
 
     format: Literal["tinysaver.model/1"] = "tinysaver.model/1"
@@ -51,6 +55,8 @@ class Card(Schema):
     seed: int
     provenance: str
     monitored_accuracy: UnitInterval | None = None
+    accuracy_before: UnitInterval | None = None
+    training_seconds: float | None = Field(default=None, ge=0)
 
     @field_validator("file")
     @classmethod

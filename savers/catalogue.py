@@ -79,23 +79,41 @@ ZOO: dict[str, Model] = {
 ``middle`` and ``large`` learned from it, the others from ``large``. No two share a weight."""
 
 
-def _incubation(architecture: Architecture, seed: int, **options: Any) -> Plan:
-    epochs = {"meta": 24, "module": 8, "tuning": 12}
-    recipes = {
-        phase: _student(count, seed + 100 * place, monitor_size=0, **options)
-        for place, (phase, count) in enumerate(epochs.items())
-    }
-    return Plan(architecture, (2,) * architecture.stages, **recipes)
+@dataclass(frozen=True)
+class Incubation:
+    """What ``savers.incubate`` trains on Fashion-MNIST; every phase learns from ``large``.
+
+    Attributes
+    ----------
+    meta_model
+        The zoo's model that is the meta model, by the recipe ``plan.meta``; None trains one.
+    """
+
+    plan: Plan
+    meta_model: str | None = None
 
 
-INCUBATIONS: dict[str, Plan] = {
+def _incubation(
+    architecture: Architecture, seed: int, *, meta_model: str | None = None, **options: Any
+) -> Incubation:
+    meta = ZOO[meta_model].recipe if meta_model else _student(24, seed, monitor_size=0, **options)
+    module, tuning = (
+        _student(epochs, seed + offset, monitor_size=0, **options)
+        for offset, epochs in ((100, 6), (200, 8))
+    )
+    return Incubation(
+        Plan(architecture, (2,) * architecture.stages, meta, module, tuning), meta_model
+    )
+
+
+INCUBATIONS: dict[str, Incubation] = {
     "transformer": _incubation(
-        Architecture("transformer", stages=4, width=64, side=28),
+        Architecture("transformer", stages=4, width=64, side=28, stem="convolutions"),
         seed=1000,
+        meta_model="vit-64",
         optimiser="adamw",
         learning_rate=2e-3,
         weight_decay=0.05,
     ),
     "residual": _incubation(Architecture("residual", stages=3, width=16, side=28), seed=2000),
 }
-"""What ``savers.incubate`` trains on Fashion-MNIST; all of them learn from ``large``."""

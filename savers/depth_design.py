@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from runtime.errors import InputError
 from savers.depth_network import Affine, SharedDepth, Step, checked_steps
-from savers.transformer import MeanOfTokens, Tokens
+from savers.transformer import MeanOfTokens, Tokens, convolutional_stem
 
 Training = Literal["plain", "small-step", "step-randomised"]
 TRAININGS: tuple[Training, ...] = ("plain", "small-step", "step-randomised")
@@ -71,6 +71,16 @@ class Design:
         """Return the control: a network that is trained with so many steps and no others."""
         return replace(self, training="plain", steps=steps)
 
+    def epochs_alone(self, steps: int, epochs: int) -> int:
+        """Return how long a network of so many steps alone trains at the cost of this one.
+
+        Parameters
+        ----------
+        epochs
+            Of this one. The cost is how often a block is run for a sample.
+        """
+        return max(1, round(epochs * sum(self.draws) / len(self.draws) / steps))
+
     def vary(self, network: SharedDepth) -> Callable[[np.random.Generator], object]:
         """Return what the trainer calls before each step."""
         if len(self.draws) == 1:
@@ -114,8 +124,7 @@ class Design:
     def _stem(self, patch: int | None, channels: int) -> list[nn.Module]:
         if patch:
             return [nn.Conv2d(channels, self.width, patch, patch)]
-        first = nn.Conv2d(channels, 16, 3, 2, 1, bias=False)
-        return [first, nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, self.width, 3, 2, 1)]
+        return convolutional_stem(channels, self.width)
 
     def _shared(
         self, stem: nn.Module, head: nn.Module, tokens: int, *, causal: bool

@@ -20,7 +20,7 @@ from savers.dataset import (
 from savers.depth_design import Design
 from savers.depth_export import Pictures, write_cascade
 from savers.depth_network import SharedDepth
-from savers.depth_training import Build, Lesson, Study, accuracy
+from savers.depth_training import Build, Fitted, Lesson, Study, accuracy
 from savers.digits import CLASSES, SIDE, read_digits
 from savers.recipe import Recipe
 from savers.text import perplexity, read_topics, sequences
@@ -140,18 +140,21 @@ def pupil_task(pool: Path, task: ImageTask, work: Path, progress: Progress) -> I
 
 
 def publish_steps(
-    network: SharedDepth, steps: tuple[int, ...], out: Path, design: Design, recipe: Recipe
+    fitted: Fitted, steps: tuple[int, ...], out: Path, design: Design, recipe: Recipe
 ) -> list[str]:
     """Write a network of 28x28 images to a pool, once for each number of steps; return the names.
 
-    Each ONNX file holds all weights. The search takes it for a model of its own.
+    Each ONNX file holds all weights. The search takes it for a model of its own. The accuracy on
+    images held back is known for the number of steps that was monitored.
     """
     names = []
     for count in steps:
         end = "-alone" if design.steps == count and design.training == "plain" else ""
         name = f"depth-{design.width}-{count}{end}"
         described = {"method": "shared depth", "asked": count, **asdict(design), **asdict(recipe)}
-        write_model(Trained(name, network.at(count), None), out, recipe=described, seed=recipe.seed)
+        reached = fitted.accuracy if count == design.steps else None
+        trained = Trained(name, fitted.network.at(count), reached, seconds=fitted.seconds)
+        write_model(trained, out, recipe=described, seed=recipe.seed)
         names.append(name)
     return names
 

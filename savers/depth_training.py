@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +33,14 @@ class Lesson(NamedTuple):
     teacher: Tensor | None = None
 
 
+class Fitted(NamedTuple):
+    """A trained network, its accuracy on the examples held back, and the CPU time in seconds."""
+
+    network: SharedDepth
+    accuracy: float | None
+    seconds: float | None
+
+
 def fit(
     build: Build,
     design: Design,
@@ -40,7 +48,7 @@ def fit(
     *,
     kept: Path | None = None,
     report: Callable[[Epoch], None] = lambda epoch: None,
-) -> SharedDepth:
+) -> Fitted:
     """Train a network of a design, or go on from its checkpoint.
 
     Raises
@@ -53,7 +61,7 @@ def fit(
     network = build(design)
     trainer = Trainer(network, examples, recipe, teacher=teacher, vary=design.vary(network))
     trainer.run(kept, report)
-    return network
+    return Fitted(network, trainer.monitored_accuracy, trainer.seconds)
 
 
 def accuracy(network: SharedDepth, examples: Examples) -> float:
@@ -92,34 +100,43 @@ class Study:
     work: Path
     progress: Progress
 
-    def train(self, design: Design) -> SharedDepth:
+    def train(self, design: Design, *, epochs: int | None = None) -> Fitted:
         """Train a network, or go on from its checkpoint.
+
+        Parameters
+        ----------
+        epochs
+            In place of those of the lesson's recipe.
 
         Raises
         ------
         InputError
             When the checkpoint is damaged or of another recipe.
         """
+        lesson, kept = self.lesson, self.checkpoint(design, epochs)
+        if epochs is not None:
+            lesson = lesson._replace(recipe=replace(lesson.recipe, epochs=epochs))
         name = f"{design.training}, {design.steps} steps"
-        report = epochs_shown(self.progress, name, self.lesson.recipe.epochs)
-        return fit(self.build, design, self.lesson, kept=self.checkpoint(design), report=report)
+        report = epochs_shown(self.progress, name, lesson.recipe.epochs)
+        return fit(self.build, design, lesson, kept=kept, report=report)
 
-    def checkpoint(self, design: Design) -> Path:
+    def checkpoint(self, design: Design, epochs: int | None = None) -> Path:
         """Return where the training of a design keeps its state."""
         text = json.dumps([self.task, asdict(design)], sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         name = f"{design.training}-{design.steps}-seed-{self.lesson.recipe.seed}-{digest}"
+        name += "" if epochs is None else f"-{epochs}-epochs"
         return self.work / f"{name}.ckpt"
 
-    def rows(self, network: SharedDepth, control: SharedDepth) -> list[Row]:
-        """Return what a network scores with fewer and fewer steps, and the control beside it.
+    def rows(self, network: SharedDepth, *controls: SharedDepth) -> list[Row]:
+        """Return what a network scores with fewer and fewer steps, and controls beside it.
 
         Parameters
         ----------
-        control
-            A network that was trained with its number of steps and no others.
+        controls
+            Networks that were trained with their number of steps and no others.
         """
-        counts = {*shares(network.steps), network.steps, control.steps}
+        counts = {*shares(network.steps), network.steps, *(item.steps for item in controls)}
         rows = [Row(count, False, self.score(network.at(count))) for count in counts]
         rows.sort(reverse=True)
-        return [*rows, Row(control.steps, True, self.score(control))]
+        return [*rows, *(Row(item.steps, True, self.score(item)) for item in controls)]

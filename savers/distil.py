@@ -9,6 +9,7 @@ arXiv 1911.04252).
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,6 +103,7 @@ class Trainer:
         self._optimiser = _optimiser(network, recipe)
         self._schedule = _schedule(self._optimiser, recipe, len(self._rows))
         self._accuracies: list[float | None] = []
+        self._seconds: list[float] = []
 
     def run(
         self,
@@ -129,7 +131,9 @@ class Trainer:
         if kept is not None and kept.exists():
             self._resume(kept)
         while len(self._accuracies) < self._recipe.epochs and not self._out_of_patience():
+            start = time.thread_time()
             loss = self._train_epoch(proceed)
+            self._seconds.append(time.thread_time() - start)
             self._accuracies.append(self._accuracy())
             if kept is not None:
                 checkpoint.save(kept, self._recipe, self._state())
@@ -140,8 +144,16 @@ class Trainer:
 
     @property
     def monitored_accuracy(self) -> float | None:
-        """Accuracy on the held-back samples after the last epoch; None where there are none."""
-        return self._accuracies[-1]
+        """Accuracy on the held-back samples after the last epoch; None if there is none."""
+        return self._accuracies[-1] if self._accuracies else None
+
+    @property
+    def seconds(self) -> float | None:
+        """CPU time of this thread over all epochs; None where none was measured.
+
+        Epochs of a checkpoint from before they were measured are taken for the mean of the others.
+        """
+        return len(self._accuracies) * float(np.mean(self._seconds)) if self._seconds else None
 
     def _accuracy(self) -> float | None:
         if not len(self._monitor):
@@ -203,6 +215,7 @@ class Trainer:
         averaged = None if self._averaged is None else self._averaged.state_dict()
         return {
             "accuracies": self._accuracies,
+            "seconds": self._seconds,
             "hidden": [list(pair) for pair in self._hidden],
             "network": self._network.state_dict(),
             "averaged": averaged,
@@ -227,6 +240,7 @@ class Trainer:
             ) from None
         self._schedule.load_state_dict(state["schedule"])
         self._accuracies = state["accuracies"]
+        self._seconds = state.get("seconds", [])
         self._rng.bit_generator.state = state["rng"]
 
 

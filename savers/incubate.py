@@ -40,22 +40,29 @@ PLANS = ("transformer", "residual")
     show_default=True,
     help="Checkpoints and finished modules, in a folder for each plan.",
 )
+@click.option(
+    "--checkpoint",
+    type=_PATH,
+    help="Of the zoo's model that is the meta model.  [default: build/train/MODEL.ckpt]",
+)
 @click.option("--hybrids", is_flag=True, help="Also write every partly assembled network.")
 def main(plan: str, steps: tuple[str, ...], **options: Any) -> None:
     """Incubate PLAN on Fashion-MNIST: a shallow meta model, modules in its stages, all assembled.
 
-    STEPS are meta, module-0, module-1, ... and assemble; without any, all that are not finished.
-    Once the meta model is there, modules do not need each other: train them in processes of their
-    own, on one machine or on several that share --work. An interrupted step goes on where it was.
-    Needs the extra train.
+    STEPS are meta, module-0, module-1, ..., assemble and end-to-end; without any, all but the last
+    that are not finished. The meta model of transformer is the zoo's vit-64, whose checkpoint
+    python -m savers.train zoo vit-64 leaves; residual trains its own. Once the meta model is
+    there, modules do not need each other: train them in processes of their own, on one machine or
+    on several that share --work. An interrupted step goes on where it was. Needs the extra train.
 
-    assemble writes two models with a card each: the meta model (<plan>-meta), a saver that costs
-    nothing more to train, and the deep one (<plan>-deep).
+    assemble writes the deep model with a card (<plan>-deep), and a meta model that the zoo does
+    not have (<plan>-meta): a saver that costs nothing more to train. end-to-end is the control,
+    the deep model trained at once at the cost of all phases (<plan>-end-to-end).
 
     \b
     Examples
       python -m savers.incubate transformer
-      python -m savers.incubate transformer meta
+      python -m savers.incubate transformer assemble end-to-end
       for i in 0 1 2 3; do python -m savers.incubate transformer module-$i & done; wait
       python -m savers.incubate residual assemble --hybrids --out /tmp/pool
     """
@@ -65,21 +72,22 @@ def main(plan: str, steps: tuple[str, ...], **options: Any) -> None:
     from savers.incubation_job import TEACHER, Job, described
     from savers.workshop import Workshop, write_model
 
-    _check_steps(len(INCUBATIONS[plan].places), steps)
+    whole = INCUBATIONS[plan].plan
+    _check_steps(len(whole.places), steps)
     torch.set_num_threads(1)
     training = split_training_images(read_fashion_mnist(options["data"])[0])["train"]
     with progress_bar() as progress:
-        answers = Workshop(training, options["work"], options["out"], 1, progress).answers(TEACHER)
-        job = Job.prepared(plan, training, answers, options["work"], progress)
+        workshop = Workshop(training, options["work"], options["out"], 1, progress)
+        answers = workshop.answers(TEACHER)
+        job = Job.prepared(plan, workshop, answers, checkpoint=options["checkpoint"])
         for step in steps or ("assemble",):
             for trained in job.run(step, hybrids=options["hybrids"]):
-                recipe, seed = described(plan), INCUBATIONS[plan].meta.seed
-                write_model(trained, options["out"], recipe=recipe, seed=seed)
+                write_model(trained, options["out"], recipe=described(plan), seed=whole.tuning.seed)
                 click.echo(f"Wrote {options['out'] / 'models' / trained.name}.onnx")
 
 
 def _check_steps(modules: int, steps: tuple[str, ...]) -> None:
-    known = ["meta", *(f"module-{place}" for place in range(modules)), "assemble"]
+    known = ["meta", *(f"module-{place}" for place in range(modules)), "assemble", "end-to-end"]
     unknown = [step for step in steps if step not in known]
     if unknown:
         raise InputError(f"{', '.join(unknown)}: unknown; expected some of {', '.join(known)}.")

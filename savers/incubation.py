@@ -18,7 +18,7 @@ import dataclasses
 import hashlib
 import pickle
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from savers.recipe import Recipe
 from savers.stages import Architecture, Chain
 from savers.views import Examples
 
+END_TO_END = "end to end"
 Report = Callable[[Epoch], None]
 
 
@@ -69,6 +70,11 @@ class Plan:
         modules = sum(self.module.epochs * (stages - 1 + blocks) for blocks in self.blocks)
         return self.meta.epochs * stages + modules + self.tuning.epochs * deep
 
+    @property
+    def epochs_end_to_end(self) -> int:
+        """Epochs of the deep network that cost what all phases cost."""
+        return max(1, round(self.block_epochs / sum(self.blocks)))
+
 
 @dataclass
 class Incubator:
@@ -86,6 +92,13 @@ class Incubator:
         Returns what reports the epochs of a phase, from its name and how many there are.
     device
         Of PyTorch, on which stages are trained.
+    given
+        Stages of a meta model that was trained already; None trains one.
+
+    Attributes
+    ----------
+    seconds
+        CPU time of each phase that was run or found finished; None where it was not measured.
     """
 
     plan: Plan
@@ -94,10 +107,14 @@ class Incubator:
     teacher: Tensor | None = None
     shown: Callable[[str, int], Report] = lambda name, total: lambda epoch: None
     device: str = "cpu"
+    given: Sequence[nn.Module] | None = None
+    seconds: dict[str, float | None] = field(default_factory=dict, init=False)
 
     @cached_property
     def meta(self) -> list[nn.Module]:
         """Stages of the meta model, which is trained the first time that they are asked for."""
+        if self.given is not None:
+            return list(self.given)
         recipe = self.plan.meta
         torch.manual_seed(recipe.seed)
         chain = Chain(self.plan.architecture.network([1] * self.plan.architecture.stages))
@@ -126,6 +143,13 @@ class Incubator:
         """Return the stages of the assembled network after fine-tuning."""
         return self._fit("tuning", Chain(self.modules()), self.plan.tuning)
 
+    def end_to_end(self) -> list[nn.Module]:
+        """Return the control: the deep network trained at once, at the cost of all phases."""
+        plan = self.plan
+        recipe = dataclasses.replace(plan.tuning, epochs=plan.epochs_end_to_end)
+        torch.manual_seed(recipe.seed)
+        return self._fit(END_TO_END, Chain(plan.architecture.network(plan.blocks)), recipe)
+
     def hybrid(self, places: Iterable[int]) -> list[nn.Module]:
         """Return the meta model's stages with modules at the given places."""
         chosen = set(places)
@@ -142,10 +166,14 @@ class Incubator:
         # A checkpoint of another meta model has another name: nothing goes on from it.
         name = f"module-{place}.{digest(meta)[:12]}"
         module = self._fit(name, Chain(stages, [place]), recipe)[place]
+        seconds = self.seconds[f"module-{place}"] = self.seconds.pop(name)
+        content = {
+            "belongs_to": self._identity(place, meta),
+            "module": module.state_dict(),
+            "seconds": seconds,
+        }
         with replacing(self._path(place)) as stream:
-            torch.save(
-                {"belongs_to": self._identity(place, meta), "module": module.state_dict()}, stream
-            )
+            torch.save(content, stream)
         return module
 
     def _finished(self, place: int, meta: Sequence[nn.Module]) -> nn.Module | None:
@@ -164,6 +192,7 @@ class Incubator:
                 "Give the plan a folder of its own, or delete the module to train it again."
             )
         module.load_state_dict(state)
+        self.seconds[f"module-{place}"] = content.get("seconds")
         return module.eval()
 
     def _new(self, place: int) -> nn.Module:
@@ -177,6 +206,7 @@ class Incubator:
             teacher=self.teacher if recipe.needs_teacher else None,
         )
         trainer.run(self.work / f"{name}.ckpt", self.shown(name, recipe.epochs))
+        self.seconds[name] = trainer.seconds
         return list(chain.stages)
 
     def _path(self, place: int) -> Path:

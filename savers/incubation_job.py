@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 from pydantic import JsonValue
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from savers.catalogue import INCUBATIONS
 from savers.dataset import Split
 from savers.display import epochs_shown
 from savers.distil import predict
-from savers.incubation import Incubator
+from savers.incubation import END_TO_END, Incubator
 from savers.stages import Chain
 from savers.views import Images, normalise
-from savers.workshop import Trained
+from savers.workshop import Trained, Workshop, held_back, trained_network
 
 TEACHER = "large"
-HELD_BACK = 2_000
-"""Training images by which cards tell the accuracy; no phase sees them."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +34,31 @@ class Job:
 
     @classmethod
     def prepared(
-        cls, name: str, training: Split, answers: Tensor, work: Path, progress: Progress
+        cls,
+        name: str,
+        workshop: Workshop,
+        answers: Tensor,
+        *,
+        checkpoint: Path | None = None,
     ) -> Job:
-        """Return the job; ``answers`` are the teacher's logits over ``training``."""
-        plan = INCUBATIONS[name]
-        order = np.random.default_rng(plan.meta.seed).permutation(len(training.labels))
-        held, rows = order[:HELD_BACK], order[HELD_BACK:]
+        """Return the job.
+
+        Parameters
+        ----------
+        answers
+            The teacher's logits over ``workshop.training``.
+        checkpoint
+            Of the meta model, where that is one of the zoo.
+        """
+        plan, training = INCUBATIONS[name].plan, workshop.training
+        held, rows = held_back(training, plan.meta)
         incubator = Incubator(
             plan,
             partial(Images, training.rows(rows)),
-            work / name,
+            workshop.work / name,
             teacher=answers[rows],
-            shown=partial(epochs_shown, progress),
+            shown=partial(epochs_shown, workshop.progress),
+            given=_meta_model(name, checkpoint),
         )
         return cls(name, incubator, training.rows(held))
 
@@ -57,28 +67,53 @@ class Job:
         if step == "meta":
             _ = self.incubator.meta
             return []
-        if step != "assemble":
+        if step.startswith("module-"):
             self.incubator.module(int(step.removeprefix("module-")))
             return []
-        networks = {"meta": self.incubator.meta, "deep": self.incubator.tuned()}
-        if hybrids:
-            networks |= self._hybrids()
-        return [self._trained(f"{self.name}-{key}", Chain(s)) for key, s in networks.items()]
+        if step == "end-to-end":
+            made = self._trained(step, self.incubator.end_to_end())
+            return [made._replace(seconds=self.incubator.seconds[END_TO_END])]
+        return [*self._assembled(), *(self._hybrids() if hybrids else ())]
 
-    def _hybrids(self) -> dict[str, list[nn.Module]]:
+    def _assembled(self) -> list[Trained]:
+        incubator = self.incubator
+        before = self._trained("deep", incubator.modules()).accuracy
+        deep = self._trained("deep", incubator.tuned())
+        phases = [value for name, value in incubator.seconds.items() if name != END_TO_END]
+        seconds = None if None in phases else sum(filter(None, phases))
+        deep = deep._replace(before=before, seconds=seconds)
+        if incubator.given:
+            return [deep]
+        meta = self._trained("meta", incubator.meta)._replace(seconds=incubator.seconds["meta"])
+        return [meta, deep]
+
+    def _hybrids(self) -> list[Trained]:
         """Return the networks with some modules; a 1 in their names stands for a module."""
-        found = {}
+        found = []
         for chosen in itertools.product((0, 1), repeat=len(self.incubator.plan.places)):
             if 0 < sum(chosen) < len(chosen):
                 places = [place for place, is_module in enumerate(chosen) if is_module]
-                found["".join(map(str, chosen))] = self.incubator.hybrid(places)
+                bits = "".join(map(str, chosen))
+                found.append(self._trained(bits, self.incubator.hybrid(places)))
         return found
 
-    def _trained(self, name: str, network: Chain) -> Trained:
+    def _trained(self, end: str, stages: Sequence[nn.Module]) -> Trained:
+        network = Chain(stages)
         hits = predict(network, normalise(self.held_back.images)).argmax(1).numpy()
-        return Trained(name, network, float((hits == self.held_back.labels).mean()))
+        return Trained(f"{self.name}-{end}", network, float((hits == self.held_back.labels).mean()))
+
+
+def _meta_model(name: str, checkpoint: Path | None) -> list[nn.Module] | None:
+    """Return the stages of the zoo's model that is the meta model of a plan, if it is one."""
+    incubation = INCUBATIONS[name]
+    if incubation.meta_model is None:
+        return None
+    network = trained_network(incubation.meta_model, checkpoint)
+    return incubation.plan.architecture.divided(network)
 
 
 def described(plan: str) -> dict[str, JsonValue]:
     """Return what a card says of a plan."""
-    return cast("dict[str, JsonValue]", {"teacher": TEACHER, **asdict(INCUBATIONS[plan])})
+    incubation = INCUBATIONS[plan]
+    own = {"teacher": TEACHER, "method": "incubation", "meta_model": incubation.meta_model}
+    return cast("dict[str, JsonValue]", {**own, **asdict(incubation.plan)})

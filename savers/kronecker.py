@@ -33,6 +33,11 @@ _PATH = click.Path(path_type=Path)
     show_default=True,
     help="Orders searched for, kept, or drawn; or random factors. The last two are controls.",
 )
+@click.option(
+    "--control",
+    type=click.Choice(["scratch", "layers-dropped"]),
+    help="Train this instead, at equal cost: the factored network, or every second block left out.",
+)
 @click.option("--restarts", type=click.IntRange(0), default=4, show_default=True)
 @click.option("--epochs", type=click.IntRange(0), default=12, show_default=True)
 @click.option("--seed", type=int, default=31, show_default=True)
@@ -65,6 +70,7 @@ def main(model: str, macs: int | None, parameters: int | None, **options: Any) -
       python -m savers.kronecker vit-64 --macs 6500000
       python -m savers.kronecker vit-64 --parameters 100000 --by-block --hidden-weight 1
       python -m savers.kronecker vit-64 --macs 6500000 --method random --name vit-64-random
+      python -m savers.kronecker vit-64 --macs 6500000 --control scratch
     """
     if macs is None and parameters is None:
         raise InputError("budget: expected --macs or --parameters, got neither.")
@@ -79,9 +85,10 @@ def _run(
     import torch
 
     from savers import kronecker_model as factored
+    from savers.kronecker_controls import make_control
     from savers.kronecker_network import Search, merge
     from savers.kronecker_plan import Budget
-    from savers.workshop import Trained, write_model
+    from savers.workshop import Trained, Workshop, trained_network, write_model
 
     # On one thread weights do not depend on how many there are.
     torch.set_num_threads(1)
@@ -92,16 +99,20 @@ def _run(
         Search(options["method"], options["restarts"], options["seed"]),
         factored.recipe(options["seed"], options["epochs"], options["hidden_weight"]),
         options["by_block"],
+        options["control"],
     )
-    kept = options["checkpoint"] or Path(f"build/train/{model}.ckpt")
-    dense, name = factored.dense_network(model, kept), options["name"] or f"{model}-kronecker"
+    dense = trained_network(model, options["checkpoint"])
+    name = options["name"] or "-".join(filter(None, (model, "kronecker", order.control)))
     training = split_training_images(read_fashion_mnist(options["data"])[0])["train"]
     with progress_bar() as progress:
-        made = factored.make(order, dense, training, options["work"] / name, progress)
+        workshop = Workshop(training, options["work"] / name, options["out"], 1, progress)
+        made = (make_control if order.control else factored.make)(order, dense, workshop)
     if options["merged"]:
         merge(made.network)
-    trained, described = Trained(name, made.network, made.after), factored.described(order, made)
-    write_model(trained, options["out"], recipe=described, seed=options["seed"])
+    trained = Trained(name, made.network, made.after, made.before, made.seconds)
+    write_model(
+        trained, options["out"], recipe=factored.described(order, made), seed=options["seed"]
+    )
     return factored.summary(name, dense, made)
 
 

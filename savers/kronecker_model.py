@@ -5,17 +5,13 @@ from __future__ import annotations
 import copy
 import fnmatch
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 from pydantic import JsonValue
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from runtime.errors import InputError
-from savers import checkpoint
 from savers.catalogue import ZOO
 from savers.dataset import Split
 from savers.display import epochs_shown
@@ -25,12 +21,12 @@ from savers.kronecker_orders import absorb_orders
 from savers.kronecker_plan import Budget, plan_network
 from savers.kronecker_shapes import Factoring
 from savers.kronecker_training import Compression, Step, multi_step, one_shot
-from savers.networks import NETWORKS, count_macs
+from savers.networks import count_macs
 from savers.recipe import Recipe
 from savers.views import Images, normalise
+from savers.workshop import Workshop, held_back
 
-HELD_BACK = 2_000
-"""Training images by which accuracy is told; the factors are not trained on them."""
+Control = Literal["scratch", "layers-dropped"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +39,8 @@ class Order:
         Pattern of the names of the modules to factor.
     by_block
         Whether the modules of one block after the other are factored, each followed by training.
+    control
+        What `savers.kronecker_controls` trains in place of the factored network, at its cost.
     """
 
     model: str
@@ -51,16 +49,31 @@ class Order:
     search: Search
     recipe: Recipe
     by_block: bool
+    control: Control | None = None
 
 
 class Made(NamedTuple):
-    """A factored network and its accuracy on the training images held back."""
+    """A network in place of a dense one, and accuracies on the training images held back.
+
+    Attributes
+    ----------
+    plan
+        Its factors; none where it has none.
+    before, after, dense
+        Accuracy before and after it was trained, and that of the dense network.
+    recipe
+        How it was trained.
+    seconds
+        CPU time of that.
+    """
 
     network: nn.Module
     plan: dict[str, Factoring]
     before: float
     after: float
     dense: float
+    recipe: Recipe
+    seconds: float | None
 
 
 def recipe(seed: int, epochs: int, hidden_weight: float) -> Recipe:
@@ -78,52 +91,41 @@ def recipe(seed: int, epochs: int, hidden_weight: float) -> Recipe:
     )
 
 
-def dense_network(model: str, path: Path) -> nn.Module:
-    """Read a trained model of the zoo from its checkpoint.
+def planned(order: Order, dense: nn.Module) -> dict[str, Factoring]:
+    """Return the factors of each module that fit the budget.
 
     Raises
     ------
     InputError
-        When the zoo has no such model, or there is no checkpoint, or a damaged one, or one of
-        another recipe.
+        When no module is meant, or no factors fit.
     """
-    if model not in ZOO:
-        raise InputError(f"{model}: unknown; expected one of {', '.join(ZOO)}.")
-    if not path.exists():
-        raise InputError(
-            f"{path}: not found. Train the model first, python -m savers.train zoo {model}, or "
-            "name its checkpoint with --checkpoint."
-        )
-    state = checkpoint.load(path, ZOO[model].recipe)
-    network = NETWORKS[ZOO[model].network]()
-    network.load_state_dict(state.get("averaged") or state["network"])
-    return network.eval()
-
-
-def make(order: Order, dense: nn.Module, training: Split, work: Path, progress: Progress) -> Made:
-    """Factor a copy of a network and train it on all but the training images held back."""
     names = fnmatch.filter(factorable(dense), order.modules)
     if not names:
         raise InputError(
             f"--modules {order.modules}: expected a pattern of some of "
             f"{', '.join(factorable(dense)) or 'none'}."
         )
-    plan = plan_network(dense, names, order.budget)
-    rows = np.random.default_rng(order.recipe.seed).permutation(len(training.labels))
-    held, rest = training.rows(rows[:HELD_BACK]), training.rows(rows[HELD_BACK:])
+    return plan_network(dense, names, order.budget)
+
+
+def make(order: Order, dense: nn.Module, workshop: Workshop) -> Made:
+    """Factor a copy of a network and train it on all but the training images held back."""
+    plan = planned(order, dense)
+    training = workshop.training
+    held, rest = (training.rows(rows) for rows in held_back(training, ZOO[order.model].recipe))
     untrained = copy.deepcopy(dense)
     factor(untrained, plan, order.search)
     compression = _compression(order, dense, rest)
     compression.run(
         steps(order, plan),
         order.search,
-        kept=work,
-        report=epochs_shown(progress, order.model, order.recipe.epochs),
+        kept=workshop.work,
+        report=epochs_shown(workshop.progress, order.model, order.recipe.epochs),
     )
     network = compression.network
     absorb_orders(network)
-    scores = [accuracy(item, held) for item in (untrained, network, dense)]
-    return Made(network, plan, *scores)
+    before, after, there = (accuracy(item, held) for item in (untrained, network, dense))
+    return Made(network, plan, before, after, there, order.recipe, compression.seconds)
 
 
 def steps(order: Order, plan: dict[str, Factoring]) -> list[Step]:
@@ -149,12 +151,12 @@ def described(order: Order, made: Made) -> dict[str, JsonValue]:
     }
     return {
         "network": ZOO[order.model].network,
-        "teacher": order.model,
+        "teacher": ZOO[order.model].teacher if order.control == "scratch" else order.model,
         "factors": factors,
-        "method": order.search.method,
+        "method": order.control or order.search.method,
         "restarts": order.search.restarts,
         "by_block": order.by_block,
-        **asdict(order.recipe),
+        **asdict(made.recipe),
     }
 
 

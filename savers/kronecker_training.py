@@ -59,6 +59,8 @@ class Compression:
     ----------
     found
         What `kronecker_fit` found for each module so far.
+    seconds
+        CPU time of the training so far.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Compression:
         self.network, self._examples, self._recipe = network, examples, recipe
         self._teacher, self._hidden = teacher, hidden
         self.found: dict[str, Decomposition] = {}
+        self.seconds = 0.0
 
     def run(
         self,
@@ -104,9 +107,11 @@ class Compression:
 
     def _train(self, epochs: int, kept: Path | None, report: Callable[[Epoch], None]) -> None:
         recipe = replace(self._recipe, epochs=epochs)
-        Trainer(
+        trainer = Trainer(
             self.network, self._examples, recipe, teacher=self._teacher, hidden=self._hidden
-        ).run(kept, report)
+        )
+        trainer.run(kept, report)
+        self.seconds += trainer.seconds or 0.0
 
 
 def _from(done: int, report: Callable[[Epoch], None]) -> Callable[[Epoch], None]:

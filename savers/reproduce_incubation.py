@@ -16,13 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import nn
 
 from savers.configurations import INCUBATION
 from savers.digits import NAME as DIGITS
 from savers.display import epochs_shown
-from savers.distil import Trainer
 from savers.experiment import Experiment, Figures, Request, right
 from savers.image_set import ImageSet
 from savers.incubation import Incubator, Plan
@@ -167,14 +165,8 @@ def _incubator(images: ImageSet, whole: Plan, request: Request) -> Iterator[Incu
 
 
 def _end_to_end(images: ImageSet, whole: Plan, request: Request) -> Hits:
-    """Train the deep network at once, for as many block-epochs as all phases take."""
-    epochs = max(1, round(whole.block_epochs / sum(whole.blocks)))
-    recipe = dataclasses.replace(whole.tuning, epochs=epochs)
-    torch.manual_seed(recipe.seed)
-    chain = Chain(whole.architecture.network(whole.blocks)).to(request.device)
-    report = epochs_shown(request.progress, "end to end", epochs)
-    Trainer(chain, images.examples(images.train, recipe), recipe).run(report=report)
-    return right(chain, images)
+    with _incubator(images, whole, request) as incubator:
+        return _right(incubator.end_to_end(), images)
 
 
 def _right(stages: Sequence[nn.Module], images: ImageSet) -> Hits:
@@ -216,10 +208,9 @@ def _escalation(full: dict[str, Hits]) -> Figures:
 
 def _remarks(request: Request) -> list[str]:
     costs = plan(dataclasses.replace(request, quick=False), 0)
-    depth = sum(costs.blocks)
     remarks = [
         f"End to end costs what all phases cost together, {costs.block_epochs} block-epochs: "
-        f"{round(costs.block_epochs / depth)} epochs of {depth} blocks.",
+        f"{costs.epochs_end_to_end} epochs of {sum(costs.blocks)} blocks.",
     ]
     if request.images.name == DIGITS:
         remarks.append(

@@ -161,7 +161,7 @@ def _fit(planned: Design, seed: int, request: Request) -> SharedDepth:
         planned,
         Lesson(images.examples(images.train, recipe), recipe),
         report=epochs_shown(request.progress, name, recipe.epochs),
-    )
+    ).network
 
 
 def _ratios(network: SharedDepth, request: Request) -> tuple[float, float]:

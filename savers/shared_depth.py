@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,8 +100,8 @@ def images(
     task = image_task(data, folder, epochs=epochs, seed=options["seed"])
     with progress_bar() as progress:
         study = task.study(options["work"], progress)
-        network = study.train(design)
-        rows = study.rows(network, study.train(design.dedicated(steps)))
+        network = study.train(design).network
+        rows = study.rows(network, study.train(design.dedicated(steps)).network)
     from savers.depth_export import write_cascade
 
     written = write_cascade(network, task.pictures, (steps, design.steps), out)
@@ -138,7 +139,8 @@ def text(file: Path | None, tokens: int, epochs: int, as_json: bool, **options: 
             work=options["work"],
             progress=progress,
         )
-        rows = study.rows(study.train(design), study.train(design.dedicated(steps)))
+        network, control = (study.train(d).network for d in (design, design.dedicated(steps)))
+        rows = study.rows(network, control)
     if as_json:
         click.echo(_as_json(design, rows, measure="perplexity per byte"))
     else:
@@ -159,8 +161,9 @@ def text(file: Path | None, tokens: int, epochs: int, as_json: bool, **options: 
 def pool(folder: Path | None, epochs: int, out: Path, as_json: bool, **options: Any) -> None:
     """Train on Fashion-MNIST for the search: a model with a card for each of both step numbers.
 
-    Networks learn from the pool's model large, as its others do. The control, trained for the
-    saver's steps alone, becomes a model too. Scores are of the selection split.
+    Networks learn from the pool's model large, as its others do. Two controls become models too:
+    each is trained for one number of steps alone, for as many epochs as cost what the training of
+    the shared weights costs in blocks. Scores are of the selection split.
 
     \b
     Example
@@ -173,10 +176,16 @@ def pool(folder: Path | None, epochs: int, out: Path, as_json: bool, **options: 
     with progress_bar() as progress:
         task = pupil_task(out, task, options["work"], progress)
         study = task.study(options["work"], progress)
-        network, control = study.train(design), study.train(design.dedicated(steps))
-        rows = study.rows(network, control)
-    names = publish_steps(network, (steps, design.steps), out, design, task.recipe)
-    names += publish_steps(control, (steps,), out, design.dedicated(steps), task.recipe)
+        shared = study.train(design)
+        names = publish_steps(shared, (steps, design.steps), out, design, task.recipe)
+        controls = []
+        for count in (steps, design.steps):
+            alone, longer = design.dedicated(count), design.epochs_alone(count, epochs)
+            control = study.train(alone, epochs=longer)
+            recipe = replace(task.recipe, epochs=longer)
+            names += publish_steps(control, (count,), out, alone, recipe)
+            controls.append(control.network)
+        rows = study.rows(shared.network, *controls)
     if as_json:
         click.echo(_as_json(design, rows, measure="accuracy", models=names))
         return

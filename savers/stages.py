@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from runtime.errors import InputError
 from savers.networks import GlobalMaxPool, Residual, conv
-from savers.transformer import Block, MeanOfTokens, Tokens
+from savers.transformer import Block, MeanOfTokens, Tokens, convolutional_stem
 
 Family = Literal["transformer", "residual"]
 
@@ -40,6 +40,9 @@ class Architecture:
         Side of a transformer's patch in pixels; it divides ``side``.
     widening
         How much wider the two-layer network of a transformer's block is inside.
+    stem
+        What a transformer makes tokens with: ``patches``, each projected, or ``convolutions``, two
+        of stride 2, which stand for patches of 4 pixels.
     """
 
     family: Family
@@ -53,6 +56,7 @@ class Architecture:
     # Not in repr, by which finished modules are known; their meta model's weights show both.
     channels: int = field(default=1, repr=False)
     widening: int = field(default=2, repr=False)
+    stem: Literal["patches", "convolutions"] = field(default="patches", repr=False)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
@@ -62,6 +66,8 @@ class Architecture:
             raise InputError(
                 f"patch: expected a divisor of the image's side {self.side}, got {self.patch}."
             )
+        if self.stem == "convolutions" and self.patch != 4:
+            raise InputError(f"patch: expected 4 with a stem of convolutions, got {self.patch}.")
 
     def network(self, blocks: Sequence[int]) -> list[nn.Module]:
         """Return new stages, the i-th with ``blocks[i]`` blocks.
@@ -78,6 +84,25 @@ class Architecture:
             )
         return [self.stage(place, depth) for place, depth in enumerate(blocks)]
 
+    def divided(self, network: nn.Module) -> list[nn.Module]:
+        """Return stages of one block each with the weights of a whole network.
+
+        Raises
+        ------
+        InputError
+            When the network is not of this architecture with a block a stage.
+        """
+        chain = nn.Sequential(*self.network([1] * self.stages))
+        names, weights = list(chain.state_dict()), network.state_dict().values()
+        try:
+            chain.load_state_dict(dict(zip(names, weights, strict=True)))
+        except (RuntimeError, ValueError):
+            raise InputError(
+                f"meta model: expected a {self.family} of {self.stages} stages with a block each, "
+                f"{len(names)} tensors, got another network, {len(weights)} tensors."
+            ) from None
+        return list(chain)
+
     def stage(self, place: int, blocks: int) -> nn.Module:
         """Return one new stage."""
         if self.family == "transformer":
@@ -91,11 +116,15 @@ class Architecture:
             for _ in range(blocks)
         ]
         if place == 0:
-            patches = nn.Conv2d(self.channels, width, self.patch, self.patch)
-            layers = [patches, Tokens(tokens, width), *layers]
+            layers = [*self._stem(), Tokens(tokens, width), *layers]
         if place == self.stages - 1:
             layers += [nn.LayerNorm(width), MeanOfTokens(), nn.Linear(width, self.classes)]
         return nn.Sequential(*layers)
+
+    def _stem(self) -> list[nn.Module]:
+        if self.stem == "convolutions":
+            return convolutional_stem(self.channels, self.width)
+        return [nn.Conv2d(self.channels, self.width, self.patch, self.patch)]
 
     def _residual(self, place: int, blocks: int) -> nn.Module:
         width = self._channels(place)

@@ -111,16 +111,16 @@ class MeanOfTokens(nn.Module):
         return x.mean(1)
 
 
+def convolutional_stem(channels: int, width: int) -> list[nn.Module]:
+    """Return what makes ``[n, width, h / 4, w / 4]`` of an image: two convolutions of stride 2."""
+    first = nn.Conv2d(channels, 16, 3, 2, 1, bias=False)
+    return [first, nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, width, 3, 2, 1)]
+
+
 def vision_transformer(width: int, depth: int, *, heads: int = 4) -> nn.Sequential:
     """Return a transformer over the 7x7 places of a 28x28 image."""
-    stem = [
-        nn.Conv2d(1, 16, 3, 2, 1, bias=False),
-        nn.BatchNorm2d(16),
-        nn.ReLU(),
-        nn.Conv2d(16, width, 3, 2, 1),
-    ]
     return nn.Sequential(
-        *stem,
+        *convolutional_stem(1, width),
         Tokens(49, width),
         *(Block(49, width, heads=heads, hidden=2 * width) for _ in range(depth)),
         nn.LayerNorm(width),

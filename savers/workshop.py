@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import JsonValue
 from rich.progress import Progress
@@ -26,25 +27,39 @@ from runtime.bundle import file_sha256
 from runtime.errors import InputError
 from runtime.schema import Preprocessing
 from runtime.session import HostModel
+from savers import checkpoint
 from savers.catalogue import ZOO
 from savers.dataset import Split
 from savers.display import epochs_shown
 from savers.distil import Trainer, teacher_logits
 from savers.networks import NETWORKS, count_macs
+from savers.recipe import Recipe
 from savers.torch_export import to_onnx
 from savers.views import MEAN, STD, Images, normalise
 
 PREPROCESSING = Preprocessing(size=(28, 28), colour="grey", mean=(MEAN,), std=(STD,))
 PROVENANCE = "../provenance/training.npz"
 BATCH = 500
+HELD_BACK = 2_000
+"""Training images by which cards tell the accuracy."""
 
 
 class Trained(NamedTuple):
-    """A trained network; ``accuracy`` is on the training images held back."""
+    """A trained network.
+
+    Attributes
+    ----------
+    accuracy, before
+        On the training images held back; ``before`` is that of a network made from a trained one.
+    seconds
+        Of one CPU thread.
+    """
 
     name: str
     network: nn.Module
     accuracy: float | None
+    before: float | None = None
+    seconds: float | None = None
 
 
 class Stopped(Exception):
@@ -125,7 +140,7 @@ class Workshop:
         report = epochs_shown(self.progress, name, recipe.epochs)
         trainer = Trainer(network, Images(self.training, recipe), recipe, teacher=teacher)
         trained = trainer.run(self.work / f"{name}.ckpt", report, proceed=self._proceed)
-        return Trained(name, trained, trainer.monitored_accuracy)
+        return Trained(name, trained, trainer.monitored_accuracy, seconds=trainer.seconds)
 
     def _proceed(self) -> None:
         if self._stop.is_set():
@@ -166,6 +181,43 @@ class Workshop:
         return torch.from_numpy(np.concatenate(parts))
 
 
+def trained_network(model: str, path: Path | None = None) -> nn.Module:
+    """Read a trained model of the zoo from its checkpoint.
+
+    Parameters
+    ----------
+    path
+        None is where ``savers.train`` leaves it by default.
+
+    Raises
+    ------
+    InputError
+        When the zoo has no such model, or there is no checkpoint, or a damaged one, or one of
+        another recipe.
+    """
+    if model not in ZOO:
+        raise InputError(f"{model}: unknown; expected one of {', '.join(ZOO)}.")
+    path = path or Path(f"build/train/{model}.ckpt")
+    if not path.exists():
+        raise InputError(
+            f"{path}: not found. Train the model first, python -m savers.train zoo {model}, or "
+            "name its checkpoint with --checkpoint."
+        )
+    state = checkpoint.load(path, ZOO[model].recipe)
+    network = NETWORKS[ZOO[model].network]()
+    network.load_state_dict(state.get("averaged") or state["network"])
+    return network.eval()
+
+
+def held_back(training: Split, recipe: Recipe) -> tuple[npt.NDArray[np.int64], ...]:
+    """Return the rows that are held back from what continues a model, and the others.
+
+    They are those that the model itself was monitored on, so that no phase trains on them.
+    """
+    order = np.random.default_rng(recipe.seed).permutation(len(training.labels))
+    return order[:HELD_BACK], order[HELD_BACK:]
+
+
 def publish(trained: Trained, out: Path) -> None:
     """Write a trained network of the catalogue as ONNX with its card."""
     model = ZOO[trained.name]
@@ -196,6 +248,8 @@ def write_model(trained: Trained, out: Path, *, recipe: dict[str, JsonValue], se
         seed=seed,
         provenance=PROVENANCE,
         monitored_accuracy=trained.accuracy,
+        accuracy_before=trained.before,
+        training_seconds=trained.seconds,
     )
     save_card(path.parent, card)
 

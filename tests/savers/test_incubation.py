@@ -181,12 +181,16 @@ def job(split, tmp_path, monkeypatch):
     import torch
 
     from runtime.terminal import progress_bar
-    from savers import incubation_job
+    from savers import incubation_job, workshop
+    from savers.workshop import Workshop
 
-    monkeypatch.setitem(incubation_job.INCUBATIONS, "small", plan("residual"))
-    monkeypatch.setattr(incubation_job, "HELD_BACK", 32)
+    whole = incubation_job.INCUBATIONS["residual"]
+    small = dataclasses.replace(whole, plan=plan("residual"))
+    monkeypatch.setitem(incubation_job.INCUBATIONS, "small", small)
+    monkeypatch.setattr(workshop, "HELD_BACK", 32)
     answers = torch.zeros(len(split.labels), 10)
-    return incubation_job.Job.prepared("small", split, answers, tmp_path, progress_bar())
+    shop = Workshop(split, tmp_path, tmp_path, 1, progress_bar())
+    return incubation_job.Job.prepared("small", shop, answers)
 
 
 def test_meta_model_hybrids_and_assembled_network_are_written_with_cards(job, tmp_path):

@@ -25,7 +25,7 @@ def run(monkeypatch, tmp_path):
 
     import torch
 
-    from savers import kronecker, kronecker_model
+    from savers import kronecker, workshop
     from savers.catalogue import ZOO
     from savers.dataset import Split
     from savers.distil import Trainer
@@ -34,7 +34,7 @@ def run(monkeypatch, tmp_path):
 
     images, labels = load_arrays(demo_folder() / "data" / "selection.npz")
     split = Split(images[:600], labels[:600])
-    monkeypatch.setattr(kronecker_model, "HELD_BACK", 100)
+    monkeypatch.setattr(workshop, "HELD_BACK", 100)
     monkeypatch.setattr(kronecker, "read_fashion_mnist", lambda folder: (split, split))
     monkeypatch.setattr(kronecker, "split_training_images", lambda full: {"train": full})
     recipe = dataclasses.replace(
@@ -113,3 +113,19 @@ def test_what_cannot_be_done_is_said(run, arguments, message):
     result = run(*arguments)
     assert result.exit_code == 1
     assert message in result.output and "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("control", ["scratch", "layers-dropped"])
+def test_a_control_costs_what_the_factored_network_costs(run, tmp_path, control):
+    """Which is one epoch of factors, and for scratch the epoch of the dense network too."""
+    chosen = ("--macs", "7800000", "--modules", "5.network.*", "--control", control, "--json")
+    result = run(*chosen)
+    assert result.exit_code == 0, result.output
+    summary = json.loads(result.stdout)
+    card = load_pool(tmp_path / "out" / "models")[f"vit-64-kronecker-{control}"]
+    assert card.macs == summary["macs"] and card.recipe["method"] == control
+    assert card.recipe["epochs"] == 2
+    if control == "layers-dropped":
+        assert card.macs < 8_132_288 / 1.5
+    else:
+        assert 7_700_000 < card.macs <= 7_800_000

@@ -176,7 +176,7 @@ def test_halved_steps_halve_the_error(design, digits, recipe, trained):
     design = dataclasses.replace(design, training="small-step", steps=12)
     examples = digits.examples(digits.train, recipe)
     recipe = recipe if trained else dataclasses.replace(recipe, epochs=0)
-    network = fit(digits_network, design, Lesson(examples, recipe))
+    network = fit(digits_network, design, Lesson(examples, recipe)).network
     errors = euler_errors(network, pixels(digits, 40), (6, 12, 24))
     for coarse, fine in pairwise(errors):
         assert 1.6 <= coarse / fine <= 2.4
@@ -208,11 +208,11 @@ def test_training_goes_on_as_if_never_stopped(design, digits, recipe, tmp_path):
 
     examples = digits.examples(digits.train, recipe)
     lesson = Lesson(examples, recipe)
-    whole = fit(digits_network, design, lesson)
+    whole = fit(digits_network, design, lesson).network
     kept = tmp_path / "a.ckpt"
     with pytest.raises(Stop):
         fit(digits_network, design, lesson, kept=kept, report=stop)
-    resumed = fit(digits_network, design, lesson, kept=kept)
+    resumed = fit(digits_network, design, lesson, kept=kept).network
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         np.testing.assert_array_equal(a.detach().numpy(), b.detach().numpy())
 
@@ -335,12 +335,14 @@ def test_a_pool_gets_a_model_with_a_card_for_each_number_of_steps(design, tmp_pa
 
     from calibration.pool import load_pool
     from savers.depth_tasks import digits_recipe, publish_steps
+    from savers.depth_training import Fitted
 
     torch.manual_seed(4)
     network, alone = design.images(28, classes=10), design.dedicated(2)
+    shared, control = (Fitted(n, 0.5, 60.0) for n in (network, alone.images(28, classes=10)))
     (tmp_path / "models").mkdir()
-    names = publish_steps(network, (2, 6), tmp_path, design, digits_recipe(7))
-    names += publish_steps(alone.images(28, classes=10), (2,), tmp_path, alone, digits_recipe(7))
+    names = publish_steps(shared, (2, 6), tmp_path, design, digits_recipe(7))
+    names += publish_steps(control, (2,), tmp_path, alone, digits_recipe(7))
     assert names == ["depth-12-2", "depth-12-6", "depth-12-2-alone"]
     cards = load_pool(tmp_path / "models")
     assert set(cards) == set(names)
