@@ -180,11 +180,11 @@ def _cells(row: Row) -> Iterator[str]:
 
 
 def _sentences(source: Source) -> Iterator[str]:
-    first, alone = source.found.ranking[0], source.found.alone
+    first, alone = next(iter(source.found.ranking), None), source.found.alone
     for name, item in best_pairs(source).items():
         saver, large = item.names
         beside = "the cheapest"
-        if item is not first:
+        if first and item is not first:
             low, high = item.to_best
             beside = f"{item.cost / first.cost:.2f} times the cheapest ({low:.2f} to {high:.2f})"
         yield f"- {name}: {saver} at {item.cost / alone:.3f} of {large} alone, {beside}"

@@ -157,6 +157,8 @@ def test_what_cannot_be_built_is_refused():
 
     with pytest.raises(InputError, match="divisor of the image's side 8, got 3"):
         Architecture("transformer", stages=2, width=8, side=8, patch=3)
+    with pytest.raises(InputError, match="expected 4 with a stem of convolutions, got 2"):
+        Architecture("transformer", stages=2, width=8, side=8, patch=2, stem="convolutions")
     with pytest.raises(InputError, match="stages: expected 2 or more, got 1"):
         Architecture("residual", stages=1, width=8, side=8)
     for blocks in ([1], [1, 0]):
@@ -169,6 +171,63 @@ def test_there_is_no_module_beyond_the_last(make):
 
     with pytest.raises(InputError, match="module 3: expected a place from 0 to 2"):
         make(plan("residual")).module(3)
+
+
+def test_a_meta_model_that_was_trained_already_is_divided_into_stages(make, split):
+    import torch
+
+    from runtime.errors import InputError
+    from savers.distil import predict
+    from savers.stages import Architecture, Chain
+    from savers.transformer import vision_transformer
+    from savers.views import normalise
+
+    torch.manual_seed(5)
+    network = vision_transformer(8, depth=3).eval()
+    architecture = Architecture("transformer", stages=3, width=8, side=28, stem="convolutions")
+    stages = architecture.divided(network)
+    images = normalise(np.tile(split.images[:4], (1, 4, 4, 1))[:, :28, :28])
+    assert torch.equal(predict(Chain(stages), images), predict(network, images))
+    with pytest.raises(InputError, match=r"expected a transformer of 3 stages .* got another"):
+        architecture.divided(vision_transformer(8, depth=2))
+    with pytest.raises(InputError, match=r"expected a transformer of 3 stages .* got another"):
+        architecture.divided(vision_transformer(16, depth=3))
+
+
+def test_a_given_meta_model_is_not_trained(make):
+    whole = plan("residual")
+    given = make(whole, "one").meta
+    before = bits(given)
+    incubator = make(whole, "two", given=given)
+    incubator.module(1)
+    assert bits(incubator.meta) == before
+    assert list(incubator.seconds) == ["module-1"]
+    assert not (incubator.work / "meta.ckpt").exists()
+
+
+def test_every_phase_tells_its_time_also_when_it_is_found_finished(make):
+    incubator = make(plan("residual"))
+    incubator.tuned()
+    phases = {"meta", "module-0", "module-1", "module-2", "tuning"}
+    assert set(incubator.seconds) == phases
+    assert min(incubator.seconds.values()) > 0
+    again = make(plan("residual"))
+    again.tuned()
+    assert again.seconds == incubator.seconds
+
+
+def test_the_control_is_the_deep_network_at_the_cost_of_all_phases(make):
+    whole = plan("residual")
+    epochs = []
+
+    def shown(name, total):
+        return lambda epoch: epochs.append(total)
+
+    stages = make(whole, shown=shown).end_to_end()
+    assert epochs == [round(whole.block_epochs / 5)] * len(epochs) and len(epochs) == 8
+    assert [len(stage) for stage in stages] == [
+        len(stage) for stage in whole.architecture.network(whole.blocks)
+    ]
 
 
 def test_end_to_end_training_may_cost_what_all_phases_cost():
@@ -202,6 +261,9 @@ def test_meta_model_hybrids_and_assembled_network_are_written_with_cards(job, tm
     assert (job.incubator.work / "module-2.pt").exists()
     made = job.run("assemble", hybrids=True)
     assert [item.name for item in made[:2]] == ["small-meta", "small-deep"]
+    assert made[1].before is not None and made[1].seconds > made[0].seconds > 0
+    (control,) = job.run("end-to-end", hybrids=False)
+    assert control.name == "small-end-to-end" and control.seconds > 0
     assert {item.name for item in made[2:]} == {
         f"small-{bits}" for bits in ("001", "010", "011", "100", "101", "110")
     }

@@ -353,3 +353,11 @@ def test_a_pool_gets_a_model_with_a_card_for_each_number_of_steps(design, tmp_pa
         model = HostModel(tmp_path / "models" / f"depth-12-{steps}.onnx", threads=1)
         found = model.run({"input": inputs.numpy()})["logits"]
         np.testing.assert_allclose(found, logits(network.at(steps), inputs), atol=1e-4)
+
+
+def test_controls_of_one_number_of_steps_train_for_as_many_blocks(design):
+    """Drawing from up to 6 steps runs 1, 2, 3, 4 or 6 blocks: 3.2 in the mean."""
+    assert design.draws == (1, 2, 3, 4, 6)
+    assert design.epochs_alone(2, 10) == 16  # 10 * 3.2 / 2
+    assert design.epochs_alone(6, 10) == 5
+    assert design.epochs_alone(6, 1) == 1

@@ -56,6 +56,25 @@ def test_training_learns_from_labels(split, recipe, tmp_path):
     assert trainer.monitored_accuracy > 0.4
 
 
+def test_training_tells_its_time_over_interruptions(split, recipe, tmp_path):
+    import torch
+
+    from savers import checkpoint
+
+    kept = tmp_path / "a.ckpt"
+    _, trainer, _ = fit(split, recipe, kept)
+    assert trainer.seconds > 0
+    _, again, epochs = fit(split, recipe, kept)
+    assert not epochs and again.seconds == trainer.seconds
+    # Two of four epochs are from before epochs were timed.
+    state = torch.load(kept, weights_only=True)
+    state.pop("recipe")
+    checkpoint.save(kept, recipe, {**state, "seconds": [1.0, 3.0]})
+    assert fit(split, recipe, kept)[1].seconds == 8.0
+    checkpoint.save(kept, recipe, {**state, "seconds": []})
+    assert fit(split, recipe, kept)[1].seconds is None
+
+
 def test_training_learns_from_a_teacher_alone(split, recipe, tmp_path):
     import torch
 
