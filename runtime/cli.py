@@ -46,6 +46,7 @@ VERBS = {
     "kronecker": Verb("savers.kronecker", "Put a model's matrices into Kronecker factors."),
     "shared-depth": Verb("savers.shared_depth", "Train a saver and a large model of one block."),
     "incubate": Verb("savers.incubate", "Train a deep model in modules of their own."),
+    "methods": Verb("savers.methods", "Compare models of three methods with controls."),
     "papers": Verb("savers.reproduce", "Repeat the experiments of three papers on digits."),
 }
 
