@@ -21,6 +21,9 @@ from calibration.recorder import frame_format, pool_source, record_all
 from calibration.records import load_data
 from runtime.bundle import file_sha256
 from runtime.schema import Preprocessing, Setting, ThresholdPath
+from tests.calibration.int8_world import int8, of_large
+
+__all__ = ["int8", "of_large"]
 
 CLASSES = 3
 SHAPE = (4, 3, 1)

@@ -145,3 +145,21 @@ def content(folder: Path) -> dict[str, bytes]:
     """Return the content of every file below a folder."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+Invoke = Callable[..., Result]
+
+
+@pytest.fixture
+def int8(invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    return command(invoke, make_bundle(tmp_path / "bundle"), monkeypatch)
+
+
+@pytest.fixture
+def of_large(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[onnx.ModelProto], Command]:
+    def make(large: onnx.ModelProto) -> Command:
+        return command(invoke, make_bundle(tmp_path / "other", large=large), monkeypatch)
+
+    return make
