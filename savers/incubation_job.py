@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 from pydantic import JsonValue
 from torch import Tensor, nn
@@ -115,5 +114,10 @@ def _meta_model(name: str, checkpoint: Path | None) -> list[nn.Module] | None:
 def described(plan: str) -> dict[str, JsonValue]:
     """Return what a card says of a plan."""
     incubation = INCUBATIONS[plan]
-    own = {"teacher": TEACHER, "method": "incubation", "meta_model": incubation.meta_model}
-    return cast("dict[str, JsonValue]", {**own, **asdict(incubation.plan)})
+    return {
+        "teacher": TEACHER,
+        "method": "incubation",
+        "meta_model": incubation.meta_model,
+        **asdict(incubation.plan),
+        "blocks": list(incubation.plan.blocks),
+    }

@@ -254,6 +254,7 @@ def job(split, tmp_path, monkeypatch):
 
 def test_meta_model_hybrids_and_assembled_network_are_written_with_cards(job, tmp_path):
     from calibration.pool import load_pool
+    from savers.incubation_job import described
     from savers.workshop import write_model
 
     assert job.run("meta", hybrids=False) == []
@@ -269,9 +270,10 @@ def test_meta_model_hybrids_and_assembled_network_are_written_with_cards(job, tm
     }
     (tmp_path / "models").mkdir()
     for item in made[:2]:
-        write_model(item, tmp_path, recipe={}, seed=3)
+        write_model(item, tmp_path, recipe=described("small"), seed=3)
     cards = load_pool(tmp_path / "models")
     assert cards["small-meta"].macs < cards["small-deep"].macs
+    assert cards["small-deep"].recipe["blocks"] == [2, 1, 2]
 
 
 def test_images_that_are_held_back_are_in_no_phase(job, split):
