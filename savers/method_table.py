@@ -15,6 +15,8 @@ from calibration.saver_search import Found, Ranked
 from savers.origins import Made, origin
 from savers.verdicts import Estimate, paired_bootstrap
 
+MADE_FROM, CONTROL = "made from", "control"
+
 
 @dataclass(frozen=True)
 class Source:
@@ -95,8 +97,8 @@ def method_rows(methods: Sequence[Made], source: Source) -> list[Row]:
     for made in methods:
         rows.append(_row(made.model, source, made.method))
         if made.source:
-            rows.append(_row(made.source, source, "made from", beside=made.model))
-        rows += [_row(control, source, "control", beside=made.model) for control in made.controls]
+            rows.append(_row(made.source, source, MADE_FROM, beside=made.model))
+        rows += [_row(control, source, CONTROL, beside=made.model) for control in made.controls]
     return rows
 
 
@@ -141,7 +143,7 @@ def best_pairs(source: Source) -> dict[str, Ranked]:
 
 def markdown(rows: Sequence[Row], source: Source) -> str:
     """Return the table and what it says of savers, as Markdown."""
-    return "\n".join([*_table(rows), "", *_sentences(source)])
+    return "\n".join([*_table(rows), "", *_sentences(rows, source)])
 
 
 def _table(rows: Sequence[Row]) -> Iterator[str]:
@@ -179,15 +181,18 @@ def _cells(row: Row) -> Iterator[str]:
     yield "" if row.minutes is None else f"{row.minutes:.0f}"
 
 
-def _sentences(source: Source) -> Iterator[str]:
+def _sentences(rows: Sequence[Row], source: Source) -> Iterator[str]:
     first, alone = next(iter(source.found.ranking), None), source.found.alone
-    for name, item in best_pairs(source).items():
+    best = best_pairs(source)
+    for name, item in best.items():
         saver, large = item.names
         beside = "the cheapest"
         if first and item is not first:
             low, high = item.to_best
             beside = f"{item.cost / first.cost:.2f} times the cheapest ({low:.2f} to {high:.2f})"
         yield f"- {name}: {saver} at {item.cost / alone:.3f} of {large} alone, {beside}"
+    made = dict.fromkeys(row.role for row in rows if row.role not in (MADE_FROM, CONTROL))
+    yield from (f"- {method}: no saver that pays" for method in made if method not in best)
 
 
 def plain(rows: Sequence[Row], source: Source) -> dict[str, Any]:
