@@ -21,6 +21,7 @@ from savers.method_table import Source, markdown, method_rows, plain
 from savers.origins import METHODS
 
 _PATH = click.Path(path_type=Path)
+_UNIT = click.FloatRange(0, 1, min_open=True, max_open=True)
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ class Request:
 @click.option("--costs", type=_PATH, required=True, help="Times, of calibration.search --costs.")
 @click.option("--large", default="large", show_default=True, help="The model behind each saver.")
 @click.option("--batch", type=click.IntRange(1), default=32, show_default=True, help="Of --costs.")
-@click.option("--epsilon", type=click.FloatRange(0, 1), default=0.005, show_default=True)
-@click.option("--delta", type=click.FloatRange(0, 1), default=0.0125, show_default=True)
+@click.option("--epsilon", type=_UNIT, default=0.005, show_default=True, help="Largest drop.")
+@click.option("--delta", type=_UNIT, default=0.0125, show_default=True, help="To be wrong.")
 @click.option(
     "--certificate-size",
     "size",
