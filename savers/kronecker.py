@@ -74,6 +74,11 @@ def main(model: str, macs: int | None, parameters: int | None, **options: Any) -
     """
     if macs is None and parameters is None:
         raise InputError("budget: expected --macs or --parameters, got neither.")
+    if options["control"] and (options["by_block"] or options["hidden_weight"]):
+        raise InputError(
+            f"--control {options['control']}: expected neither --by-block nor --hidden-weight, "
+            "which are for factoring a trained network. Leave them out."
+        )
     found = _run(model, macs, parameters, **options)
     _print(found, options["out"], as_json=options["as_json"])
 

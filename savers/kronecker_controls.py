@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from runtime.errors import InputError
 from savers.catalogue import ZOO
 from savers.display import epochs_shown
 from savers.distil import Trainer
@@ -48,10 +49,21 @@ def from_scratch(order: Order, dense: nn.Module, workshop: Workshop) -> Made:
 
 
 def layers_dropped(order: Order, dense: nn.Module, workshop: Workshop) -> Made:
-    """Leave out every second block and distil what is left, for what the factors cost."""
+    """Leave out every second block and distil what is left, for what the factors cost.
+
+    Raises
+    ------
+    InputError
+        When the network has not two blocks of a transformer to leave one out of.
+    """
+    blocks = [name for name, module in dense.named_children() if isinstance(module, Block)]
+    if len(blocks) < 2:
+        raise InputError(
+            f"--control layers-dropped: expected a transformer of at least 2 blocks, {order.model} "
+            f"has {len(blocks)}. --control scratch is for any network."
+        )
     network, factored = copy.deepcopy(dense), copy.deepcopy(dense)
     factor(factored, planned(order, dense), Search("random"))
-    blocks = [name for name, module in dense.named_children() if isinstance(module, Block)]
     for name in blocks[1::2]:
         setattr(network, name, nn.Identity())
     cost = order.recipe.epochs * count_macs(factored)

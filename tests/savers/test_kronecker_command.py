@@ -77,6 +77,26 @@ def test_a_factored_model_is_written_with_a_card_factored_and_merged(run, tmp_pa
     np.testing.assert_allclose(logits[0]["logits"], logits[1]["logits"], atol=1e-4)
 
 
+@pytest.mark.parametrize("option", [("--by-block",), ("--hidden-weight", "1")])
+def test_a_control_refuses_options_of_factoring(run, option):
+    result = run("--macs", "7800000", "--control", "layers-dropped", *option)
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+    assert "--control layers-dropped: expected neither --by-block nor" in result.output
+
+
+def test_layers_are_dropped_of_transformers_alone():
+    from runtime.errors import InputError
+    from savers.kronecker_controls import layers_dropped
+    from savers.kronecker_model import Order, recipe
+    from savers.kronecker_network import Search
+    from savers.kronecker_plan import Budget
+    from savers.networks import NETWORKS
+
+    order = Order("resnet-8", "*", Budget(macs=1), Search(), recipe(1, 1, 0.0), False)
+    with pytest.raises(InputError, match="at least 2 blocks, resnet-8 has 0"):
+        layers_dropped(order, NETWORKS["resnet-8"](), None)
+
+
 def test_an_unknown_model_is_named():
     from savers import kronecker
 
