@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,6 +47,12 @@ def teacher_logits(teacher: nn.Module, images: npt.NDArray[np.uint8]) -> Tensor:
         plain = predict(teacher, normalise(images))
         mirrored = predict(teacher, normalise(images[:, :, ::-1]))
     return (plain.float() + mirrored.float()) / 2
+
+
+def total_seconds(trainings: Iterable[float | None]) -> float | None:
+    """Return the time of several trainings; None where one of them was not measured."""
+    found = list(trainings)
+    return None if None in found else sum(filter(None, found))
 
 
 class Trainer:

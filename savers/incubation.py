@@ -164,13 +164,12 @@ class Incubator:
         stages = copy.deepcopy(list(meta))
         stages[place] = self._new(place)
         # A checkpoint of another meta model has another name: nothing goes on from it.
-        name = f"module-{place}.{digest(meta)[:12]}"
-        module = self._fit(name, Chain(stages, [place]), recipe)[place]
-        seconds = self.seconds[f"module-{place}"] = self.seconds.pop(name)
+        kept = f"module-{place}.{digest(meta)[:12]}"
+        module = self._fit(f"module-{place}", Chain(stages, [place]), recipe, kept=kept)[place]
         content = {
             "belongs_to": self._identity(place, meta),
             "module": module.state_dict(),
-            "seconds": seconds,
+            "seconds": self.seconds[f"module-{place}"],
         }
         with replacing(self._path(place)) as stream:
             torch.save(content, stream)
@@ -198,15 +197,18 @@ class Incubator:
     def _new(self, place: int) -> nn.Module:
         return self.plan.architecture.stage(place, self.plan.blocks[place]).to(self.device)
 
-    def _fit(self, name: str, chain: Chain, recipe: Recipe) -> list[nn.Module]:
+    def _fit(
+        self, phase: str, chain: Chain, recipe: Recipe, *, kept: str | None = None
+    ) -> list[nn.Module]:
+        """Train a phase; ``kept`` names its checkpoint, where that is not the phase itself."""
         trainer = Trainer(
             chain.to(self.device),
             self.examples(recipe),
             recipe,
             teacher=self.teacher if recipe.needs_teacher else None,
         )
-        trainer.run(self.work / f"{name}.ckpt", self.shown(name, recipe.epochs))
-        self.seconds[name] = trainer.seconds
+        trainer.run(self.work / f"{kept or phase}.ckpt", self.shown(phase, recipe.epochs))
+        self.seconds[phase] = trainer.seconds
         return list(chain.stages)
 
     def _path(self, place: int) -> Path:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from savers.catalogue import INCUBATIONS
 from savers.dataset import Split
 from savers.display import epochs_shown
-from savers.distil import predict
+from savers.distil import predict, total_seconds
 from savers.incubation import END_TO_END, Incubator
 from savers.stages import Chain
 from savers.views import Images, normalise
@@ -78,9 +78,8 @@ class Job:
         incubator = self.incubator
         before = self._trained("deep", incubator.modules()).accuracy
         deep = self._trained("deep", incubator.tuned())
-        phases = [value for name, value in incubator.seconds.items() if name != END_TO_END]
-        seconds = None if None in phases else sum(filter(None, phases))
-        deep = deep._replace(before=before, seconds=seconds)
+        phases = (value for name, value in incubator.seconds.items() if name != END_TO_END)
+        deep = deep._replace(before=before, seconds=total_seconds(phases))
         if incubator.given:
             return [deep]
         meta = self._trained("meta", incubator.meta)._replace(seconds=incubator.seconds["meta"])

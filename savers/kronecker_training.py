@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from savers.distil import Epoch, Trainer
+from savers.distil import Epoch, Trainer, total_seconds
 from savers.kronecker_fit import Decomposition
 from savers.kronecker_network import Plan, Search, factor
 from savers.recipe import Recipe
@@ -59,8 +59,6 @@ class Compression:
     ----------
     found
         What `kronecker_fit` found for each module so far.
-    seconds
-        CPU time of the training so far.
     """
 
     def __init__(
@@ -75,7 +73,12 @@ class Compression:
         self.network, self._examples, self._recipe = network, examples, recipe
         self._teacher, self._hidden = teacher, hidden
         self.found: dict[str, Decomposition] = {}
-        self.seconds = 0.0
+        self._seconds: list[float | None] = []
+
+    @property
+    def seconds(self) -> float | None:
+        """CPU time of all training so far; None where a step was not measured."""
+        return total_seconds(self._seconds)
 
     def run(
         self,
@@ -111,7 +114,7 @@ class Compression:
             self.network, self._examples, recipe, teacher=self._teacher, hidden=self._hidden
         )
         trainer.run(kept, report)
-        self.seconds += trainer.seconds or 0.0
+        self._seconds.append(trainer.seconds)
 
 
 def _from(done: int, report: Callable[[Epoch], None]) -> Callable[[Epoch], None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,12 +39,11 @@ class Source:
     times: CostTable
     found: Found
 
-    def pair(self, saver: str) -> Ranked | None:
-        """Return the cascade of a saver and the large model, if it is forecast to pay."""
-        for item in self.found.ranking:
-            if item.names[0] == saver and item.estimate and item.cost < self.found.alone:
-                return item
-        return None
+    @cached_property
+    def pairs(self) -> dict[str, Ranked]:
+        """Cascades of one saver and the large model that are forecast to pay, cheapest first."""
+        paying = {estimate.names for estimate in self.found.paying}
+        return {item.names[0]: item for item in self.found.ranking if item.names in paying}
 
 
 class Share(NamedTuple):
@@ -126,7 +126,7 @@ def _row(model: str, source: Source, role: str, *, beside: str = "") -> Row:
 
 
 def _as_saver(model: str, source: Source) -> Share | None:
-    pair, alone = source.pair(model), source.found.alone
+    pair, alone = source.pairs.get(model), source.found.alone
     if pair is None:
         return None
     return Share(pair.cost / alone, Interval(*(end / alone for end in pair.interval)))
@@ -135,9 +135,8 @@ def _as_saver(model: str, source: Source) -> Share | None:
 def best_pairs(source: Source) -> dict[str, Ranked]:
     """Return the cheapest cascade of one saver and the large model by the origin of the saver."""
     best: dict[str, Ranked] = {}
-    for item in source.found.ranking:
-        if source.pair(item.names[0]):
-            best.setdefault(origin(item.names[0]), item)
+    for saver, item in source.pairs.items():
+        best.setdefault(origin(saver), item)
     return best
 
 

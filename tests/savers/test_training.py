@@ -56,6 +56,29 @@ def test_training_learns_from_labels(split, recipe, tmp_path):
     assert trainer.monitored_accuracy > 0.4
 
 
+def test_what_a_model_was_monitored_on_is_held_back_from_what_continues_it(
+    split, recipe, monkeypatch
+):
+    from savers import workshop
+    from savers.distil import Trainer
+    from savers.networks import NETWORKS
+    from savers.views import Images
+
+    monkeypatch.setattr(workshop, "HELD_BACK", recipe.monitor_size)
+    trainer = Trainer(NETWORKS["tiny"](), Images(split, recipe), recipe)
+    held, rest = workshop.held_back(split, recipe)
+    np.testing.assert_array_equal(held, trainer._monitor)
+    np.testing.assert_array_equal(rest, trainer._rows)
+
+
+def test_the_time_of_several_trainings_is_known_if_that_of_each_is():
+    from savers.distil import total_seconds
+
+    assert total_seconds([]) == 0
+    assert total_seconds([2.0, 0.0, 3.5]) == 5.5
+    assert total_seconds([2.0, None]) is None
+
+
 def test_training_tells_its_time_over_interruptions(split, recipe, tmp_path):
     import torch
 
