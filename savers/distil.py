@@ -55,6 +55,13 @@ def total_seconds(trainings: Iterable[float | None]) -> float | None:
     return None if None in found else sum(filter(None, found))
 
 
+def is_finished(recipe: Recipe, accuracies: Sequence[float | None]) -> bool:
+    """Tell whether a training of these accuracies by epoch is at its last, or out of patience."""
+    found = [accuracy for accuracy in accuracies if accuracy is not None]
+    best = int(np.argmax(found)) if found else 0
+    return len(accuracies) >= recipe.epochs or len(found) - 1 - best >= recipe.patience
+
+
 class Trainer:
     """Trains one network on examples; a checkpoint after each epoch lets it go on later.
 
@@ -136,7 +143,7 @@ class Trainer:
         """
         if kept is not None and kept.exists():
             self._resume(kept)
-        while len(self._accuracies) < self._recipe.epochs and not self._out_of_patience():
+        while not is_finished(self._recipe, self._accuracies):
             start = time.thread_time()
             loss = self._train_epoch(proceed)
             self._seconds.append(time.thread_time() - start)
@@ -169,11 +176,6 @@ class Trainer:
         judged = self._network if self._averaged is None else self._averaged
         hits = predict(judged, inputs).argmax(-1) == labels
         return float(hits.float().mean())
-
-    def _out_of_patience(self) -> bool:
-        found = [accuracy for accuracy in self._accuracies if accuracy is not None]
-        best = int(np.argmax(found)) if found else 0
-        return len(found) - 1 - best >= self._recipe.patience
 
     def _train_epoch(self, proceed: Callable[[], object]) -> float:
         self._network.train()

@@ -31,7 +31,7 @@ from savers import checkpoint
 from savers.catalogue import ZOO
 from savers.dataset import Split
 from savers.display import epochs_shown
-from savers.distil import Trainer, teacher_logits
+from savers.distil import Trainer, is_finished, teacher_logits
 from savers.networks import NETWORKS, count_macs
 from savers.recipe import Recipe
 from savers.torch_export import to_onnx
@@ -193,7 +193,7 @@ def trained_network(model: str, path: Path | None = None) -> nn.Module:
     ------
     InputError
         When the zoo has no such model, or there is no checkpoint, or a damaged one, or one of
-        another recipe.
+        another recipe, or of a training that is not finished.
     """
     if model not in ZOO:
         raise InputError(f"{model}: unknown; expected one of {', '.join(ZOO)}.")
@@ -203,7 +203,13 @@ def trained_network(model: str, path: Path | None = None) -> nn.Module:
             f"{path}: not found. Train the model first, python -m savers.train zoo {model}, or "
             "name its checkpoint with --checkpoint."
         )
-    state = checkpoint.load(path, ZOO[model].recipe)
+    recipe = ZOO[model].recipe
+    state = checkpoint.load(path, recipe)
+    if not is_finished(recipe, state["accuracies"]):
+        raise InputError(
+            f"{path}: expected a finished training, got one of {len(state['accuracies'])} of "
+            f"{recipe.epochs} epochs. Go on with it: python -m savers.train zoo {model}"
+        )
     network = NETWORKS[ZOO[model].network]()
     network.load_state_dict(state.get("averaged") or state["network"])
     return network.eval()

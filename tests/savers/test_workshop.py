@@ -141,6 +141,20 @@ def test_cards_of_the_zoo_say_what_the_catalogue_says():
     assert len(set(seeds)) == len(seeds)
 
 
+def test_a_model_is_continued_from_a_finished_training_alone(zoo, tmp_path):
+    from savers import checkpoint
+    from savers.networks import NETWORKS
+    from savers.workshop import trained_network
+
+    kept, recipe = tmp_path / "strided-8.ckpt", zoo["strided-8"].recipe
+    state = {"network": NETWORKS["strided-8"]().state_dict(), "averaged": None}
+    checkpoint.save(kept, recipe, {**state, "accuracies": [0.5]})
+    with pytest.raises(InputError, match="expected a finished training, got one of 1 of 2 epochs"):
+        trained_network("strided-8", kept)
+    checkpoint.save(kept, recipe, {**state, "accuracies": [0.5, 0.6]})
+    assert not trained_network("strided-8", kept).training
+
+
 def test_a_vision_transformer_counts_its_attention():
     from savers.networks import NETWORKS, count_macs
 
